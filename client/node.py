@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from fedknow.client.boundaries import BoundaryFinder
 from fedknow.client.capacity import FEWEST, clients_at_once
 from fedknow.client.data.stream import TaskData, TaskStream
 from fedknow.client.groups import Answer, Group
@@ -71,9 +72,14 @@ class Node:
         self._bench = Workbench(config, stream)
         # Of samples, or of their features.
         self.stream = self._bench.stream
-        self.at_once = clients_at_once(
-            self.learner, config.engine.vectorize, stream.spec
-        )
+        self._finder: BoundaryFinder | None = None
+        if config.data.boundaries == "hidden":
+            self._finder = BoundaryFinder(self._bench, config)
+            self.at_once = 1
+        else:
+            self.at_once = clients_at_once(
+                self.learner, config.engine.vectorize, stream.spec
+            )
 
     @property
     def learner(self) -> Learner:
@@ -151,6 +157,8 @@ class Node:
     def _train(self, message: Message, state: State) -> tuple[Report, State]:
         work = TrainWork.from_content(message.content)
         client = client_of(message.node)
+        if self._finder is not None:
+            return self._finder.train(client, work, state)
         data = self._bench.task(client, work.position.task)
         self._bench.take_over(work, state)
         round = self._bench.round(client, work)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -51,6 +51,8 @@ class Workbench:
 
     Attributes
     ----------
+    WATCH : str
+        Name in a client's state of what finds its boundaries; no learner sees it.
     learner : Learner
         On the device of ``engine.device``.
     transfer : DeviceTransfer
@@ -61,6 +63,8 @@ class Workbench:
     ConfigError
         If the learner cannot be built, or its device is not there.
     """
+
+    WATCH: ClassVar[str] = "boundaries"
 
     def __init__(self, config: ExperimentConfig, stream: TaskStream) -> None:
         self.config = config
@@ -104,7 +108,8 @@ class Workbench:
         _check_frozen(work, self.learner)
         # The strategy of the last message may have put other settings in their place.
         self.learner.train = self.config.train
-        self.learner.load_state_dict(self.transfer.enter(state))
+        learned = {k: v for k, v in state.items() if k != self.WATCH}
+        self.learner.load_state_dict(self.transfer.enter(learned))
         # A learner's own `receive` may write to what it is given.
         is_only_read = type(self.learner).receive is Learner.receive
         received = as_tensors(work.parameters, is_only_read)

@@ -13,11 +13,13 @@ from fedknow.protocols.config import ExperimentConfig
 from fedknow.protocols.texts import counted
 from fedknow.server.reports.measures import duration
 from fedknow.server.run.events import (
+    BoundaryFound,
     ClientBegunAnew,
     ClientFailed,
     Evaluated,
     Event,
     MembershipChanged,
+    PeopleScored,
     RoundEnded,
     RunInterrupted,
     RunStarted,
@@ -96,11 +98,17 @@ class RunProgress:
                 self._show_round(event)
             case Evaluated():
                 self._show_evaluation(event)
+            case BoundaryFound():
+                self._say(
+                    event,
+                    f"client {event.client} found boundary {event.boundaries} "
+                    f"in task {event.task + 1}, round {event.round}",
+                )
+            case PeopleScored():
+                self._say(event, _people_text(event))
             case ClientFailed():
                 self._say(event, f"failed: {event.reason}", "red")
-            case ClientBegunAnew():
-                self._say(event, event.reason, "yellow")
-            case MembershipChanged():
+            case ClientBegunAnew() | MembershipChanged():
                 self._say(event, event.reason, "yellow")
             case Warned():
                 self._say(event, f"warning: {event.reason}", "yellow")
@@ -176,3 +184,8 @@ class RunProgress:
 
     def _prefix(self, text: str) -> str:
         return f"{self._title}: {text}" if self._title else text
+
+
+def _people_text(event: PeopleScored) -> str:
+    people = counted(len(event.people), "person held out", "people held out")
+    return f"{people}: accuracy {100 * event.accuracy:.1f} % of the global model"

@@ -16,6 +16,8 @@ from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.hostile import check_honest
 from fedknow.server.checks.attacks import check_attack
 from fedknow.server.checks.privacy import check_privacy
+from fedknow.server.run.boundaries import check_boundaries
+from fedknow.server.run.held_out import check_people
 from fedknow.server.run.parts import Parts
 from fedknow.server.run.task_times import check_task_times
 from fedknow.server.start import start_learner
@@ -84,6 +86,8 @@ def assemble(
     config = start_learner(config, learner)
     check_samples(config, learner, spec, benchmark)
     _check_lengths(config, learner, benchmark)
+    check_people(config, learner)
+    check_boundaries(config, strategy, learner)
     check_running_mean(config, strategy, learner.sparse)
     check_attack(config, strategy, learner, spec)
     _check_privacy_reaches(config, clients)

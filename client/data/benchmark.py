@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from fedknow.client.data.partition import Partition, make_partition
 from fedknow.client.data.samples import Raw, model_input, shaped
 from fedknow.client.data.shares import Indices
 from fedknow.client.data.splits import load_split
-from fedknow.client.data.stream import Split, TaskData
+from fedknow.client.data.stream import HeldOutTask, Split, TaskData
 from fedknow.protocols.config import (
     ConfigError,
     DataConfig,
@@ -109,6 +110,32 @@ class Benchmark:
         self._check(client, task)
         sizes = self._train_sizes[client]
         return sizes[min(task, len(sizes) - 1)]
+
+    @property
+    def people(self) -> tuple[str, ...]:
+        """Names of the people who are held out."""
+        return tuple(self.partition.held_out)
+
+    def held_out(self, name: str, task: int) -> HeldOutTask:
+        """Give all samples that a person held out has of a task of the stream.
+
+        A task's classes are those of the stream, whether the person shows them or not.
+        """
+        share = self.partition.held_out[name][task]
+        # A part without samples has no tensors to be made.
+        parts = [
+            self._split(share, part)
+            for part in ("train", "test")
+            if len(getattr(share, part))
+        ]
+        return HeldOutTask(share.classes, tuple(parts))
+
+    def stream_classes(self, task: int) -> tuple[int, ...]:
+        """List the classes of the stream up to a task, for people held out."""
+        # The same for all of them: their shares are of the stream's own tasks.
+        shares = next(iter(self.partition.held_out.values()))
+        classes = chain.from_iterable(s.classes for s in shares[: task + 1])
+        return tuple(dict.fromkeys(classes))
 
     def _make(self, client: int, task: int) -> TaskData:
         shares = self.partition.tasks[client]

@@ -15,7 +15,7 @@ from fedknow.client.data.arrays import require
 from fedknow.client.data.pixels import UnusablePictureError, to_eight_bit
 from fedknow.client.data.ragged import Ragged
 from fedknow.client.data.samples import Raw, SampleSpec
-from fedknow.client.data.sentences import Vocabulary
+from fedknow.client.data.sentences import make_tokenizer
 from fedknow.protocols.config import ConfigError
 from fedknow.protocols.texts import counted
 
@@ -27,7 +27,10 @@ _MOST_WORDS = 256
 
 
 def read_inputs(
-    name: str, tables: Sequence[Any], inputs: Sequence[str]
+    name: str,
+    tables: Sequence[Any],
+    inputs: Sequence[str],
+    tokenizer: str = "words",
 ) -> tuple[list[Raw], SampleSpec]:
     """Read the samples of tables, and say what they are.
 
@@ -42,6 +45,8 @@ def read_inputs(
         Training and test samples.
     inputs : sequence of str
         Columns.
+    tokenizer : str
+        What turns texts into ids, as ``data.tokenizer`` names it.
 
     Returns
     -------
@@ -68,7 +73,10 @@ def read_inputs(
             f"{place} is {kind}; data.input names columns of numbers, or one of texts, lists, "
             "pictures or WAV files"
         )
-    return read(place, [table[column].to_pylist() for table in tables])
+    cells = [table[column].to_pylist() for table in tables]
+    if read is _read_texts:
+        return _read_texts(place, cells, tokenizer)
+    return read(place, cells)
 
 
 _NUMBER = re.compile("u?int|float|double|halffloat")
@@ -133,11 +141,11 @@ def _read_lists(
 
 
 def _read_texts(
-    place: str, cells: Sequence[Sequence[str]]
+    place: str, cells: Sequence[Sequence[str]], tokenizer: str = "words"
 ) -> tuple[list[Raw], SampleSpec]:
-    """Read texts as ids of the words that the training samples have."""
+    """Read texts as ids, by default of the words of the training samples."""
     # From training samples alone: a word that only tests have must stay unknown.
-    vocabulary = Vocabulary(cells[0])
+    vocabulary = make_tokenizer(tokenizer, cells[0])
     parts = [vocabulary.encode(part) for part in cells]
     longest = max(int(part.lengths.max()) for part in parts)
     spec = SampleSpec(

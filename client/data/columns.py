@@ -6,8 +6,9 @@ day, an alphabet). Streams are cut along them: natural clients, domains.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -15,7 +16,13 @@ from numpy.typing import NDArray
 
 from fedknow.protocols.texts import counted
 
-__all__ = ["Column", "Values", "check_columns"]
+__all__ = [
+    "Column",
+    "Values",
+    "check_columns",
+    "read_columns",
+    "write_columns",
+]
 
 Values = NDArray[np.int64]
 """A value for each sample: a place in the column's names."""
@@ -98,3 +105,35 @@ def check_columns(columns: Mapping[str, Column], train: int, test: int) -> str:
                     "Column.from_values makes it of numbers or texts"
                 )
     return ""
+
+
+def write_columns(
+    folder: Path, columns: Mapping[str, Column]
+) -> dict[str, tuple[str, ...]]:
+    """Write columns to ``column-0-train.npy`` and so on.
+
+    Returns
+    -------
+    dict
+        What :func:`read_columns` needs to know: the values' names, by column.
+    """
+    # By number, as a column's name need be no name of a file.
+    for number, column in enumerate(columns.values()):
+        for part in ("train", "test"):
+            path = folder / f"column-{number}-{part}.npy"
+            np.save(path, getattr(column, part), allow_pickle=False)
+    return {name: column.names for name, column in columns.items()}
+
+
+def read_columns(
+    folder: Path, names: Mapping[str, Sequence[str]]
+) -> dict[str, Column]:
+    """Undo :func:`write_columns`."""
+    columns = {}
+    for number, (name, values) in enumerate(names.items()):
+        train, test = (
+            np.load(folder / f"column-{number}-{part}.npy", allow_pickle=False)
+            for part in ("train", "test")
+        )
+        columns[name] = Column(train, test, tuple(values))
+    return columns

@@ -18,6 +18,7 @@ import numpy as np
 from fedknow.client.data.arrays import Dataset, Images, Labels, require
 from fedknow.client.data.listing import LISTED
 from fedknow.client.data.own import is_own, load_own
+from fedknow.client.data.published import ReadySource
 from fedknow.client.data.recorded import RecordedSource
 from fedknow.client.data.source import Contents, Form, Part, Source, joined, load
 from fedknow.protocols.config import ConfigError, DataConfig, closest
@@ -53,6 +54,16 @@ def load_dataset(config: DataConfig) -> Dataset:
         If the name is unknown, a folder, file, column or package is missing, or an image cannot
         be decoded.
     """
+    dataset = _load(config)
+    if config.tokenizer != "words" and dataset.spec.kind != "tokens":
+        raise ConfigError(
+            f"data.tokenizer = {config.tokenizer!r} does nothing with {dataset.name}, which has "
+            f"{dataset.spec} and no texts; leave data.tokenizer at 'words'"
+        )
+    return dataset
+
+
+def _load(config: DataConfig) -> Dataset:
     if is_own(config.name):
         return load_own(config)
     if is_reference(config.name):
@@ -104,6 +115,8 @@ def _load_listed(config: DataConfig) -> Dataset:
     try:
         source = _find(config.name, config.dir)
         if isinstance(source, RecordedSource):
+            return source.dataset(config.name, config.tokenizer)
+        if isinstance(source, ReadySource):
             return source.dataset(config.name)
         assert isinstance(standard, Form)
         form = Form(standard.mode, config.image_size or standard.size)
@@ -182,7 +195,7 @@ def _load_digits() -> Dataset:
 # --- files ----------------------------------------------------------------------------------
 
 
-def _find(name: str, folder: str) -> Source | RecordedSource:
+def _find(name: str, folder: str) -> Source | RecordedSource | ReadySource:
     listing = LISTED[name]
     if listing.mix:
         sources = [_find(part, folder) for part in listing.mix]

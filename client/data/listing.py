@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from fedknow.client.data.femnist import Femnist
 from fedknow.client.data.folders import (
     Core50,
     Fc100,
@@ -16,6 +17,12 @@ from fedknow.client.data.folders import (
     TinyImageNet,
 )
 from fedknow.client.data.parquet import Parquet
+from fedknow.client.data.published import (
+    Emnist,
+    ReadySource,
+    SpeechCommands,
+    UciHar,
+)
 from fedknow.client.data.recorded import RecordedLayout, RecordedSource
 from fedknow.client.data.sentences import CLINC_COLUMNS, read_clinc150
 from fedknow.client.data.signals import WHARF_COLUMNS, read_wharf
@@ -32,12 +39,12 @@ class Layout(Protocol):
     def wants(self) -> str:
         """The file it is known by."""
 
-    def find(self, place: Path) -> Source | RecordedSource | None:
+    def find(self, place: Path) -> Source | RecordedSource | ReadySource | None:
         """Look for the data set in a folder.
 
         Returns
         -------
-        Source, RecordedSource or None
+        Source, RecordedSource, ReadySource or None
             None if the folder has another layout.
         """
 
@@ -178,7 +185,35 @@ LISTED: Mapping[str, Listing] = {
     "clinc150": Listing(
         "19,500 sentences, 150 intents in 10 domains (Larson 2019); parquet folder",
         "up to 24 words, as token ids",
-        (RecordedLayout(read_clinc150, CLINC_COLUMNS),),
+        (RecordedLayout(read_clinc150, CLINC_COLUMNS, has_texts=True),),
+    ),
+    "emnist": Listing(
+        "131,600 handwritten letters and digits, 28x28 grey, 47 classes "
+        "(Cohen 2017); its files in MNIST's format",
+        Form("L"),
+        (Emnist(),),
+        folders=("EMNIST",),
+    ),
+    "femnist": Listing(
+        "814,255 handwritten characters, 28x28 grey, 62 classes of 3,597 writers "
+        "(Caldas 2018); parquet folder or Hugging Face hub",
+        Form("L", 28),
+        (Femnist(),),
+        hub="flwrlabs/femnist",
+    ),
+    "uci-har": Listing(
+        "10,299 windows of a phone's sensors, 6 activities of 30 people "
+        "(Anguita 2013); its folders",
+        "windows of 2.56 seconds, 128x9",
+        (UciHar(),),
+        folders=("UCI HAR Dataset",),
+    ),
+    "speech-commands": Listing(
+        "105,829 spoken words, 16 kHz, 35 classes of 2,618 speakers (Warden 2018); "
+        "its folders",
+        "waveforms of a second",
+        (SpeechCommands(),),
+        folders=("speech_commands_v0.02",),
     ),
     "mix80": Listing(
         "80 tasks of 5 classes: miniimagenet, tinyimagenet and cifar100 "

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from fedknow.client.data.arrays import has_channels_last
+from fedknow.client.data.local_forms import find_forms
 from fedknow.client.data.samples import Kind, SampleSpec, local_input
 from fedknow.client.data.stream import Split, TaskData
 from fedknow.protocols.config import ConfigError, DataConfig
@@ -55,10 +56,13 @@ def local_spec(config: DataConfig) -> tuple[SampleSpec, int]:
             f"give channels first: data.shape = [{channels}, {height}, {width}], "
             "and arrays x.transpose(0, 3, 1, 2)"
         )
-    if config.classes < 1:
+    # Names say how many there are.
+    classes = config.classes or len(config.class_names)
+    if classes < 1:
         raise ConfigError(
             f"data.classes = {config.classes}: with data.name = {LOCAL!r} give the number "
-            "of classes of all tasks together, for example data.classes = 10"
+            "of classes of all tasks together, for example data.classes = 10, or their names by "
+            "data.class_names"
         )
     dtype = {"image": "uint8", "tokens": "int64"}.get(config.kind, "float32")
     spec = SampleSpec(
@@ -67,7 +71,7 @@ def local_spec(config: DataConfig) -> tuple[SampleSpec, int]:
         dtype,
         vocabulary=config.vocabulary,
     )
-    return spec, config.classes
+    return spec, classes
 
 
 _EXAMPLES: dict[Kind, tuple[str, list[int]]] = {
@@ -105,9 +109,11 @@ _UNREADABLE = (
 
 
 class LocalStream:
-    """The tasks of one client, from ``task-000.npz``, ...
+    """The tasks of one client, from files of its own.
 
-    It is a :class:`~fedknow.client.data.TaskStream`. Each file holds ``train_x``,
+    It is a :class:`~fedknow.client.data.TaskStream` of ``task-000.npz``, ... Tables, NumPy arrays
+    and folders of sound are read as simulations read them
+    (:mod:`~fedknow.client.data.local_forms`). Otherwise each file holds ``train_x``,
     ``train_y``, ``test_x`` and ``test_y``: samples ``[n, ...]`` of ``data.kind`` and
     ``data.shape``, and integer labels ``[n]``, 0 to ``data.classes - 1``. Images are uint8
     (0..255, which become -1..1) or float32 (taken as they are), waveforms int16 (which become
@@ -121,7 +127,7 @@ class LocalStream:
     Parameters
     ----------
     folder : Path
-        Where the files lie.
+        Where the files lie; or a table or archive.
     config : DataConfig
         The experiment's ``data``.
 
@@ -143,6 +149,7 @@ class LocalStream:
         # Of the task at hand alone: a device may have no memory for two.
         self._recent_task = -1
         self._recent_arrays: dict[str, np.ndarray] = {}
+        self._forms = find_forms(folder, config, self.spec, self.classes)
         # A bad first file is refused at the start of the client, not in its first round.
         self._slice(0)
 
@@ -229,6 +236,8 @@ class LocalStream:
         return self._recent_arrays
 
     def _load(self, task: int) -> dict[str, np.ndarray]:
+        if self._forms is not None:
+            return self._forms.arrays(task)
         try:
             # Without pickle: a file from elsewhere must not run code.
             with np.load(self._path(task), allow_pickle=False) as file:
@@ -307,10 +316,14 @@ class LocalStream:
             )
 
     def _path(self, task: int) -> Path:
+        if self._forms is not None:
+            return self.folder
         return self.folder / f"task-{task:03d}.npz"
 
     def _error(self, task: int, problem: str) -> ConfigError:
-        return ConfigError(f"{self._path(task)}: {problem}")
+        # A single file of all tasks does not say by its name which one it is.
+        place = f", task {task}" if self._forms is not None else ""
+        return ConfigError(f"{self._path(task)}{place}: {problem}")
 
 
 def _advice(x: np.ndarray | None, spec: SampleSpec) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from fedknow.client.data.tables import (
 )
 from fedknow.protocols.config import ConfigError, DataConfig
 
-__all__ = ["KINDS", "is_own", "load_own"]
+__all__ = ["KINDS", "is_own", "load_own", "load_samples", "read_arrays"]
 
 _FILE = "file:"
 _HUB = "hf:"
@@ -59,7 +60,9 @@ def load_own(config: DataConfig) -> Dataset:
             path if path.is_absolute() else Path(config.dir).expanduser() / path
         )
     try:
-        return _load(config, place)
+        if place.exists() and (arrays := read_arrays(place)):
+            return _from_arrays(config, arrays)
+        return load_samples(config, place)
     except OSError as error:
         raise ConfigError(
             f"data.name = {config.name!r}: {error.filename or place}: "
@@ -67,18 +70,34 @@ def load_own(config: DataConfig) -> Dataset:
         ) from error
 
 
-def _load(config: DataConfig, place: Path) -> Dataset:
+def load_samples(config: DataConfig, place: Path) -> Dataset:
+    """Load tables or sounds from a file or a folder.
+
+    Parameters
+    ----------
+    config : DataConfig
+        Says which columns are what. Where each client has data of its own, a column of tasks
+        stays one among others.
+    place : Path
+        The file or folder.
+
+    Raises
+    ------
+    ConfigError
+        If it holds something else.
+    """
     if not place.exists():
         raise ConfigError(
             f"data.name = {config.name!r}: there is no {place}; give a file or a folder, from "
             "data.dir or the present folder on"
         )
-    # From the most certain form to the least: a folder may hold files of several.
-    if arrays := _arrays(place):
-        return _from_arrays(config, arrays)
     if tables := table_files(place):
         train, test = (read_tables(files) for files in tables)
-        return from_tables(config.name, train, test, Roles.read(config))
+        roles = Roles.read(config)
+        if config.name == "local":
+            # Its rows say their task; a class may be of several.
+            roles = replace(roles, task="")
+        return from_tables(config.name, train, test, roles)
     if next(place.glob("**/*.wav"), None):
         return from_sounds(config.name, place)
     entries = sorted(path.name for path in place.glob("*"))
@@ -89,8 +108,14 @@ def _load(config: DataConfig, place: Path) -> Dataset:
     )
 
 
-def _arrays(place: Path) -> dict[str, NDArray[Any]]:
-    """Read an archive, or map the arrays of a folder; empty if it is neither."""
+def read_arrays(place: Path) -> dict[str, NDArray[Any]]:
+    """Read an archive, or map the arrays of a folder; empty if it is neither.
+
+    Raises
+    ------
+    ConfigError
+        If the archive is damaged.
+    """
     if place.suffix == ".npz":
         try:
             # Without pickle: a file from elsewhere must not run code.

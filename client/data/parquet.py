@@ -108,6 +108,30 @@ class Parquet:
             self._groups(classes[:, 0]),
         )
 
+    def read_pool(self, files: Sequence[Path]) -> tuple[Part, list[str]]:
+        """Read files that nobody has split.
+
+        Returns
+        -------
+        (Part, list of str)
+            All samples, and the names of their classes.
+
+        Raises
+        ------
+        ConfigError
+            If a file cannot be read, or lacks a column.
+        """
+        table = self._labels(files)
+        keys = self._keys(table, files)
+        classes, labels = np.unique(keys, axis=0, return_inverse=True)
+        names = _names(files[0], table.schema.metadata, self.labels[-1])
+        class_names = [
+            names.get(key[-1], "/".join(map(str, key)))
+            for key in classes.tolist()
+        ]
+        pool = self._part(files, labels.reshape(-1).astype(np.int64))
+        return pool, class_names
+
     def _keys(self, table: Any, files: Sequence[Path]) -> Labels:
         """Read the label columns side by side, int64 [rows, columns]."""
         columns = [_integers(table, column, files) for column in self.labels]

@@ -5,8 +5,8 @@ One seed fixes all of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from fedknow.client.data.arrays import Dataset
 from fedknow.client.data.domains import SHIFTS
 from fedknow.client.data.packed import PackedShares, Share
+from fedknow.client.data.people import hold_out_people
 from fedknow.client.data.pools import make_pools
 from fedknow.client.data.recurrence import (
     NO_ROWS,
@@ -51,10 +52,14 @@ class Partition:
         client may have fewer than others. Made of any sequences of :class:`Share`.
     length : int
         Length of the stream; 0: the tasks of the client that has most.
+    held_out : mapping of str to tuple of Share
+        People who are no clients: what they have of each task of the stream. A share may be
+        empty.
     """
 
     tasks: PackedShares
     length: int = 0
+    held_out: Mapping[str, tuple[Share, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.tasks, PackedShares):
@@ -87,7 +92,8 @@ class Partition:
         Returns
         -------
         dict
-            The digest, and classes and sizes per client and task.
+            The digest, and classes and sizes per client and task. Where people are held out,
+            theirs too, by name.
         """
         listed = self.tasks[:limit]
         clients = [list(map(_share_summary, shares)) for shares in listed]
@@ -95,6 +101,11 @@ class Partition:
         if len(self.tasks) > limit:
             tasks = [self._task_summary(task) for task in range(self.positions)]
             summary |= {"total": len(self.tasks), "tasks": tasks}
+        if self.held_out:
+            summary["held_out"] = {
+                name: list(map(_share_summary, shares))
+                for name, shares in self.held_out.items()
+            }
         return summary
 
     def _task_summary(self, task: int) -> dict[str, Any]:
@@ -139,7 +150,8 @@ def make_partition(dataset: Dataset, config: DataConfig, seed: int) -> Partition
       training samples;
     * ``quantity``: all classes alike, in parts whose sizes follow Dirichlet(``alpha``);
     * ``shards``: ``shards`` pieces of the samples sorted by class;
-    * ``natural``: the samples of the people that ``client_column`` names.
+    * ``natural``: the samples of the people that ``client_column`` names, but for those that
+      ``held_out`` leaves for scoring.
 
     Then the tasks come ``repeats`` times, ``blur`` of their training samples come early or
     late, and ``labelled`` of these stay. The result depends on the data, ``config`` and
@@ -159,7 +171,8 @@ def make_partition(dataset: Dataset, config: DataConfig, seed: int) -> Partition
         _client_shares(dataset, pools, shares, config, (client, count), seed)
         for client, count in enumerate(counts)
     )
-    return Partition(PackedShares(clients), config.tasks)
+    held_out = _held_out(dataset, pools, shares, config, seed)
+    return Partition(PackedShares(clients), config.tasks, held_out)
 
 
 def _client_shares(  # noqa: PLR0913  # what one client has, of all that was made before
@@ -206,6 +219,26 @@ def _share_out(
     return _SHARINGS[config.partition](pools, config, seed)
 
 
+def _held_out(
+    dataset: Dataset,
+    pools: Sequence[Pool],
+    shares: Sequence[TaskShares],
+    config: DataConfig,
+    seed: int,
+) -> dict[str, tuple[Share, ...]]:
+    """Give what people who are no clients have of each task of the stream."""
+    # With repeats, the different tasks come one after another again and again.
+    stream = [*pools] * config.repeats
+    held_out = {}
+    for person in hold_out_people(dataset, pools, shares, config, seed):
+        drafts = [
+            _draft(dataset, pool, rows, config)
+            for pool, rows in zip(stream, person.rows, strict=True)
+        ]
+        held_out[person.name] = tuple(_share(dataset, each) for each in drafts)
+    return held_out
+
+
 def _drafts(  # noqa: PLR0913  # what one client has, of all that was made before
     dataset: Dataset,
     pools: Sequence[Pool],
@@ -215,19 +248,27 @@ def _drafts(  # noqa: PLR0913  # what one client has, of all that was made befor
     seed: int,
 ) -> list[Draft]:
     """List a client's different tasks, in its own order."""
-    is_domain = config.scenario == "domain-incremental"
     drafts = []
     for task in _task_order(len(pools), config, seed, client).tolist():
         train, test = shares[task][client]
         # Natural clients need not have samples of every task; the others have.
         if len(train) == 0 or len(test) == 0:
             continue
-        classes = (
-            tuple(range(dataset.classes)) if is_domain else pools[task].classes
-        )
-        domain = task if is_domain and config.domain in SHIFTS else -1
-        drafts.append(Draft(classes, train, test, domain))
+        drafts.append(_draft(dataset, pools[task], (train, test), config))
     return drafts
+
+
+def _draft(
+    dataset: Dataset,
+    pool: Pool,
+    rows: tuple[Indices, Indices],
+    config: DataConfig,
+) -> Draft:
+    """Make a task of its training and test rows."""
+    is_domain = config.scenario == "domain-incremental"
+    classes = tuple(range(dataset.classes)) if is_domain else pool.classes
+    has_shift = is_domain and config.domain in SHIFTS
+    return Draft(classes, *rows, pool.task if has_shift else -1)
 
 
 def _task_order(

@@ -108,11 +108,19 @@ class RecordedSource:
     """A data set found on disk, and what reads it."""
 
     files: Mapping[str, Sequence[Path]]
-    read: Callable[[Mapping[str, Any]], Records]
+    read: Callable[..., Records]
     columns: tuple[str, ...]
+    has_texts: bool = False
 
-    def dataset(self, name: str) -> Dataset:
+    def dataset(self, name: str, tokenizer: str = "words") -> Dataset:
         """Read the files.
+
+        Parameters
+        ----------
+        name : str
+            Of the data set, for messages.
+        tokenizer : str
+            ``data.tokenizer``, for texts.
 
         Raises
         ------
@@ -123,6 +131,8 @@ class RecordedSource:
             part: _table(files, self.columns)
             for part, files in self.files.items()
         }
+        if self.has_texts:
+            return self.read(tables, tokenizer).dataset(name)
         return self.read(tables).dataset(name)
 
 
@@ -138,11 +148,14 @@ class RecordedLayout:
         Columns that are read.
     parts : tuple of str
         How the names of files begin.
+    has_texts : bool
+        Whether ``read`` takes a tokenizer too.
     """
 
-    read: Callable[[Mapping[str, Any]], Records]
+    read: Callable[..., Records]
     columns: tuple[str, ...]
     parts: tuple[str, ...] = ("train", "test")
+    has_texts: bool = False
 
     wants = "train-*.parquet"
 
@@ -162,7 +175,9 @@ class RecordedLayout:
             }
             # A folder with one of two parts is no find.
             if all(files.values()):
-                return RecordedSource(files, self.read, self.columns)
+                return RecordedSource(
+                    files, self.read, self.columns, self.has_texts
+                )
         return None
 
 

@@ -14,8 +14,16 @@ from numpy.typing import NDArray
 from fedknow.client.data.ragged import Ragged
 from fedknow.client.data.recorded import Records, Rows
 from fedknow.client.data.samples import SampleSpec
+from fedknow.client.data.wordpiece import WordPiece, find_wordpiece
 
-__all__ = ["CLINC_COLUMNS", "UNKNOWN", "Vocabulary", "read_clinc150", "words"]
+__all__ = [
+    "CLINC_COLUMNS",
+    "UNKNOWN",
+    "Vocabulary",
+    "make_tokenizer",
+    "read_clinc150",
+    "words",
+]
 
 CLINC_COLUMNS = ("text", "intent", "domain")
 
@@ -24,6 +32,8 @@ UNKNOWN = 1
 
 _LENGTH = 24
 """Words of a sentence that a model sees; longer ones are rare."""
+_PIECES = 36
+"""The same for pieces of words."""
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|[0-9]")
 
 
@@ -69,7 +79,28 @@ class Vocabulary:
         return np.array(ids, np.int32)
 
 
-def read_clinc150(tables: Mapping[str, Any]) -> Records:
+def make_tokenizer(
+    tokenizer: str, texts: Iterable[str]
+) -> Vocabulary | WordPiece:
+    """Make what turns texts into ids, as ``data.tokenizer`` says.
+
+    Parameters
+    ----------
+    tokenizer : str
+        ``words``: those of the training texts; ``wordpiece``: pieces that a pretrained network
+        knows.
+    texts : iterable of str
+        Training texts.
+
+    Raises
+    ------
+    ConfigError
+        If the vocabulary of a pretrained network is not installed.
+    """
+    return find_wordpiece() if tokenizer == "wordpiece" else Vocabulary(texts)
+
+
+def read_clinc150(tables: Mapping[str, Any], tokenizer: str = "words") -> Records:
     """Read the sentences of CLINC150 as token ids.
 
     A row has ``text``, its ``intent`` and the ``domain`` that 15 intents belong to. The
@@ -79,13 +110,15 @@ def read_clinc150(tables: Mapping[str, Any]) -> Records:
     ----------
     tables : mapping
         Parquet tables ``train`` and ``test``.
+    tokenizer : str
+        See :func:`make_tokenizer`.
 
     References
     ----------
     Larson et al., "An Evaluation Dataset for Intent Classification and Out-of-Scope
     Prediction", EMNLP 2019.
     """
-    vocabulary = Vocabulary(tables["train"]["text"].to_pylist())
+    vocabulary = make_tokenizer(tokenizer, tables["train"]["text"].to_pylist())
     parts = []
     for part in ("train", "test"):
         table = tables[part]
@@ -98,7 +131,8 @@ def read_clinc150(tables: Mapping[str, Any]) -> Records:
         parts.append(rows)
     sample = SampleSpec(
         "tokens",
-        (_LENGTH,),
+        # Words fall into pieces, and marks stand around them.
+        (_LENGTH if tokenizer == "words" else _PIECES,),
         "int32",
         is_ragged=True,
         vocabulary=len(vocabulary),

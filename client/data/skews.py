@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedknow.client.data.arrays import Dataset
+from fedknow.client.data.people import choose_people
 from fedknow.client.data.pools import find_column
 from fedknow.client.data.shares import (
     Indices,
@@ -124,7 +125,7 @@ def share_by_owner(
 
     A column says whose a sample is. Where there are fewer clients than people, people are
     grouped: shuffled by the seed and dealt out in turn. A client may be left without samples
-    of a task, which it then does not meet.
+    of a task, which it then does not meet. People who are held out belong to no client.
 
     Raises
     ------
@@ -133,14 +134,16 @@ def share_by_owner(
     """
     column = find_column(dataset, config.client_column, "data.client_column")
     present = np.intersect1d(column.train, column.test)
+    present = np.setdiff1d(present, choose_people(column, config, seed))
     if len(present) < config.clients:
+        remark = " who are not held out" if config.held_out else ""
         only_train = len(np.setdiff1d(column.train, column.test))
         raise ConfigError(
             f"data.clients = {config.clients}: column {config.client_column!r} of "
-            f"{dataset.name} names {counted(len(present), 'person', 'people')} with training "
-            f"and test samples, and {only_train} with training samples alone; set data.clients "
-            f"to {len(present)} or less, or data.holdout to test on a part of the training "
-            "samples"
+            f"{dataset.name} names {counted(len(present), 'person', 'people')}{remark} with "
+            f"training and test samples, and {only_train} with training samples alone; set "
+            f"data.clients to {len(present)} or less, or data.holdout to test on a part of "
+            "the training samples"
         )
     people = generator(seed, "partition/people").permutation(present)
     # From a person to the client that stands for it; -1: nobody.

@@ -12,8 +12,8 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from fedknow.client.data.arrays import (
     Labels,
     require,
 )
+from fedknow.client.data.columns import Column, read_columns, write_columns
 from fedknow.client.data.files import fingerprint
 from fedknow.client.data.pixels import UnusablePictureError, to_eight_bit
 from fedknow.client.data.statistics import levels, statistics
@@ -78,6 +79,7 @@ class Contents:
     test: Part
     class_names: Sequence[str]
     groups: Sequence[Sequence[int]] = ()
+    columns: Mapping[str, Column] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,7 @@ def _in_memory(name: str, contents: Contents, form: Form) -> Dataset:
         contents.test.labels,
         contents.class_names,
         contents.groups,
+        contents.columns,
     )
 
 
@@ -307,12 +310,15 @@ def _write(contents: Contents, form: Form, target: Path) -> None:
             np.save(draft / f"{name}_y.npy", part.labels, allow_pickle=False)
             mean, std = _write_images(part, form, draft / f"{name}_x.npy")
         groups = [list(map(int, group)) for group in contents.groups]
-        description = {
+        description: dict[str, Any] = {
             "class_names": list(contents.class_names),
             "groups": groups,
             "mean": mean,
             "std": std,
         }
+        # Only where there are columns: other caches stay as they always were.
+        if contents.columns:
+            description["columns"] = write_columns(draft, contents.columns)
         (draft / "about.json").write_text(json.dumps(description), "utf-8")
         try:
             draft.rename(target)
@@ -363,6 +369,7 @@ def _read(name: str, folder: Path) -> Dataset:
             mean=tuple(description["mean"]),
             std=tuple(description["std"]),
             groups=tuple(map(tuple, description["groups"])),
+            columns=read_columns(folder, description.get("columns", {})),
         )
     except (
         OSError,

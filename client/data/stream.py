@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedknow.client.data.samples import SampleSpec
 
-__all__ = ["Split", "TaskData", "TaskStream"]
+__all__ = ["HeldOutTask", "Split", "TaskData", "TaskStream"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +68,22 @@ class TaskData:
     def head(self) -> tuple[int, ...]:
         """The slice of the head in use: ``seen`` if incremental, else ``classes``."""
         return self.seen if self.is_incremental else self.classes
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOutTask:
+    """Samples of a task of a person who is no client.
+
+    Attributes
+    ----------
+    classes : tuple of int
+        The task's classes.
+    parts : tuple of Split
+        The samples, in no, one or two parts.
+    """
+
+    classes: tuple[int, ...]
+    parts: tuple[Split, ...]
 
 
 class TaskStream(Protocol):

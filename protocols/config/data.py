@@ -13,6 +13,7 @@ from fedknow.protocols.config.base import (
     MOST_TASKS,
     Section,
 )
+from fedknow.protocols.config.people import HeldOut, check_held_out
 
 __all__ = ["DataConfig"]
 
@@ -41,6 +42,8 @@ class DataConfig(Section):
     each fifth sample of a class is for testing."""
     task_column: str = ""
     """A table's column that says which classes make a task together."""
+    tokenizer: Literal["words", "wordpiece"] = "words"
+    """Texts become ids of words, or of pieces of words that the model ``minilm`` knows."""
     dir: str = ""
     """Folder that holds the data set's own, ``<name>/``; empty: ``$FEDKNOW_DATA``."""
     image_size: int = Field(0, ge=0, le=1024)
@@ -77,6 +80,11 @@ class DataConfig(Section):
     of them, so it is a multiple."""
     blur: float = Field(0.0, ge=0, lt=1)
     """Share of a task's training samples that come with the task before or after it."""
+    boundaries: Literal["told", "hidden"] = "told"
+    """Whether clients are told where a task begins. Where they are not, a test of their own losses
+    finds it, and learners see tasks as they were found. Scores are by the stream's tasks."""
+    false_alarms: float = Field(1e-4, gt=0, le=0.1)
+    """``hidden``: most false alarms of the test a sample, on average."""
     labelled: float = Field(1.0, gt=0, le=1)
     """Share of a client's training samples of each class that have a label. The others are
     left out, as all learners need labels."""
@@ -104,6 +112,9 @@ class DataConfig(Section):
     client_column: str = ""
     """``natural``: which column, such as ``person``. Where there are fewer clients than people,
     people are grouped at random."""
+    held_out: HeldOut = 0.0
+    """``natural``: a share of the people, or their names, who are no clients. The global model is
+    scored on all their samples after each task."""
     shards: int = Field(2, ge=1, le=MOST_CLASSES)
     """``shards``: pieces of a task that each client gets."""
     classes_min: int = Field(2, ge=1, le=MOST_CLASSES)
@@ -138,6 +149,9 @@ class DataConfig(Section):
     """``local`` with tokens: number of token ids; 0 is that of no token."""
     classes: int = Field(0, ge=0, le=MOST_CLASSES)
     """``local``: classes of all tasks together."""
+    class_names: list[str] = Field(default=[], max_length=MOST_CLASSES)
+    """``local``: names of the classes in their order, where clients' tables or folders have names
+    and not numbers from 0."""
 
     @model_validator(mode="after")
     def _partition_fits(self) -> DataConfig:
@@ -163,6 +177,7 @@ class DataConfig(Section):
         self._refuse_idle("domain_column", "domain", ("column",))
         self._refuse_idle("domain_strength", "domain", CHANGES)
         self._refuse_idle("domain_alpha", "domain", ("labels",))
+        self._refuse_idle("false_alarms", "boundaries", ("hidden",))
         check_stream(self)
         return self
 
@@ -252,6 +267,7 @@ def check_stream(data: DataConfig) -> None:
     """
     if data.scenario == "domain-incremental":
         _check_domains(data)
+    check_held_out(data)
     if data.split:
         _check_cut(data)
     # Otherwise one task would come less often than the others.
@@ -271,8 +287,18 @@ def check_stream(data: DataConfig) -> None:
             "is told the task of each sample has no blurred boundaries; set data.scenario = "
             "'class-incremental' or 'domain-incremental'"
         )
+    if data.boundaries == "hidden" and data.scenario == "task-incremental":
+        raise ValueError(
+            "data.boundaries = 'hidden' with data.scenario = 'task-incremental': a client that is "
+            "told the task of each sample sees every boundary; set data.scenario = "
+            "'domain-incremental' or 'class-incremental'"
+        )
     if data.name == "local":
         _check_local(data)
+    elif data.class_names:
+        raise ValueError(
+            f"data.class_names: data.name = {data.name!r} names its classes itself; leave it out"
+        )
 
 
 def _check_domains(data: DataConfig) -> None:
@@ -309,6 +335,16 @@ def _check_cut(data: DataConfig) -> None:
 
 def _check_local(data: DataConfig) -> None:
     """Refuse settings that would cut data which clients bring cut."""
+    names = data.class_names
+    if names and data.classes not in (0, len(names)):
+        raise ValueError(
+            f"data.classes = {data.classes}, and data.class_names has {len(names)}; leave "
+            "data.classes out, or name each class"
+        )
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"data.class_names = {names}: it must name each class once"
+        )
     for key in (
         "split",
         "domain",

@@ -39,14 +39,15 @@ __all__ = [
 class ModelConfig(Component):
     """The network.
 
-    ``cnn6``, ``cnn``, ``resnet18``, ... (``fedknow list models``), or ``module:callable``; other
-    keys are its settings.
+    ``cnn6``, ``cnn``, ``resnet18``, ... (``fedknow list models``), ``timm:NAME``,
+    ``torchvision:NAME``, ``hf:NAME``, or ``module:callable``; other keys are its settings.
     """
 
     name: str = Field("cnn", min_length=1)
     weights: str = ""
     """Pretrained weights of the body. ``package``: a Python package's, for the models that know
-    one; ``file:PATH``: a state dict of the body, as safetensors or of PyTorch. Empty: none."""
+    one; ``file:PATH``: a state dict of the body, as safetensors or of PyTorch; ``hub``: those that
+    timm, torchvision or transformers fetch. Empty: none."""
     train: str = Field("all", pattern=r"^(all|head|lora|last:[1-9][0-9]{0,3})$")
     """What of the network is trained, travels and is kept. ``all``; ``head``: nothing of the
     network itself; ``last:2``: its last two blocks; ``lora``: low-rank adapters of its linear and

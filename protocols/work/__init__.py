@@ -9,6 +9,8 @@ The names of all keys stand in :mod:`fedknow.protocols.work.keys`.
 
 from fedknow.protocols.work.keys import (
     ACCURACY,
+    BOUNDARIES,
+    BOUNDARY_DELAY,
     COSTS,
     FLOPS,
     FROZEN,
@@ -44,6 +46,8 @@ from fedknow.protocols.work.work import (
 
 __all__ = [
     "ACCURACY",
+    "BOUNDARIES",
+    "BOUNDARY_DELAY",
     "COSTS",
     "FLOPS",
     "FROZEN",

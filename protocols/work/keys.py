@@ -7,6 +7,8 @@ from __future__ import annotations
 
 __all__ = [
     "ACCURACY",
+    "BOUNDARIES",
+    "BOUNDARY_DELAY",
     "COLLECT",
     "CORRECT",
     "COSTS",
@@ -58,6 +60,11 @@ TOTAL = "total"
 LOSSES = "losses"
 SCORE_LISTS = (CORRECT, TOTAL, LOSSES)
 """Lists with a value a task, of :class:`TaskScores`."""
+
+BOUNDARIES = "boundaries"
+"""With hidden task boundaries: how many the client has found so far."""
+BOUNDARY_DELAY = "boundary-delay"
+"""Samples of the round that it took to find one; 0: none was found."""
 
 FLOPS = "flops"
 MEMORY = "memory-bytes"

@@ -182,6 +182,13 @@ MEASURES = (
     ),
     Measure("gap", "Personal minus global", PERCENT, lowest=-1, highest=1),
     Measure(
+        "accuracy_held_out",
+        "Average accuracy, people held out",
+        PERCENT,
+        "people",
+        highest=1,
+    ),
+    Measure(
         "forgetting", "Forgetting", PERCENT, "forgotten", lowest=-1, highest=1
     ),
     Measure(

@@ -27,6 +27,7 @@ from fedknow.server.reports.measures import available_measures
 from fedknow.server.reports.summary import Summary, summarise
 from fedknow.server.reports.tables import (
     comparison_tables,
+    people_table,
     property_table,
     runs_table,
     task_table,
@@ -266,6 +267,7 @@ def _run_page(run: Summary, split: Sequence[Block]) -> tuple[str, list[Section]]
     sections: list[tuple[str, Sequence[Block]]] = [
         ("", overview),
         ("Task by task", [task_table(run)] if run.tasks else []),
+        ("People held out", [people_table(run)] if run.people.names else []),
         ("Who holds what", split),
         ("Fleet", fleet_of_run(run) if run.fleet else []),
         ("Messages", [traffic_table(run.traffic)] if run.traffic else []),

@@ -14,7 +14,7 @@ from fedknow.server.run import metrics
 from fedknow.server.run.folder import RunFolder
 from fedknow.server.run.integrity import FolderDamaged
 
-__all__ = ["Scoring", "Summary", "summarise"]
+__all__ = ["People", "Scoring", "Summary", "summarise"]
 
 Event = Mapping[str, Any]
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -56,6 +56,33 @@ class Scoring:
 
 
 @dataclass(frozen=True)
+class People:
+    """People who are held out.
+
+    Attributes
+    ----------
+    names : tuple of str
+    accuracy : float64 [person, seen, trained]
+        Of the global model; NaN where a person has no sample.
+    weights : float64 [person, seen]
+        Samples.
+    """
+
+    names: tuple[str, ...] = ()
+    accuracy: Array = field(default_factory=lambda: np.empty((0, 0, 0)))
+    weights: Array = field(default_factory=lambda: np.empty((0, 0)))
+
+    def by_name(self) -> dict[str, Array]:
+        """Give each one's accuracy, float64 [seen, trained]."""
+        return dict(zip(self.names, self.accuracy, strict=True))
+
+    @property
+    def average(self) -> Array:
+        """Average accuracy after each task, float64 [trained]."""
+        return metrics.average_accuracy(self.accuracy, self.weights)
+
+
+@dataclass(frozen=True)
 class Summary:
     """One run.
 
@@ -93,6 +120,8 @@ class Summary:
     fleet : mapping
         What the clients' devices did up to the last task that ended (``fleet.json``); empty where
         they have none.
+    people : People
+        Those who are held out.
     """
 
     config: ExperimentConfig
@@ -113,6 +142,7 @@ class Summary:
     peak_memory_mb: float
     client_memory_bytes: float
     fleet: Mapping[str, Any] = field(default_factory=dict)
+    people: People = field(default_factory=People)
 
     def bytes_of(self, start: str, end: str = "") -> int:
         """Count bytes both ways of some kinds of messages.
@@ -139,6 +169,9 @@ class Summary:
             "accuracy_trimmed": self._newest(personal.trimmed),
             "accuracy_global": shared.get("accuracy", math.nan),
             "gap": shared.get("gap", math.nan),
+            "accuracy_held_out": self._newest(self.people.average)
+            if self.people.names
+            else math.nan,
             "forgetting": self._newest(personal.forgetting),
             "forgetting_relative": self._newest(personal.relative),
             "backward_transfer": self._newest(personal.backward),
@@ -246,14 +279,23 @@ def _summary(
             if event["event"] in ("failure", "forgotten", "membership", "warning")
         ],
         seconds=ends[0]["seconds"] if ends else _seconds(events),
-        knowledge_bytes=_latest(task_ends, "knowledge_bytes", math.nan),
+        knowledge_bytes=_or_nan(_latest(task_ends, "knowledge_bytes", math.nan)),
         server_bytes=_largest(events, "server_bytes"),
         samples=_total(events, "samples", earlier=0.0),
         flops=_total(events, "flops", earlier=math.nan),
         peak_memory_mb=_largest(rounds, "peak_memory_mb"),
         client_memory_bytes=_largest(events, "client_memory_bytes"),
         fleet=_completed(run.fleet),
+        people=_people(arrays, by_kind.get("people", [])),
     )
+
+
+def _people(arrays: Mapping[str, Array], events: Sequence[Event]) -> People:
+    """Read the results of people who are held out, if there are any."""
+    if not events:
+        return People()
+    names = tuple(events[0]["people"])
+    return People(names, arrays["held_out"], arrays["weights_held_out"])
 
 
 def _status(kinds: Collection[str]) -> str:

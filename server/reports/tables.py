@@ -19,6 +19,7 @@ from fedknow.server.reports.summary import Scoring, Summary
 
 __all__ = [
     "comparison_tables",
+    "people_table",
     "property_table",
     "runs_table",
     "task_table",
@@ -33,6 +34,7 @@ TOPICS: Mapping[str, tuple[str, ...]] = {
         "accuracy_trimmed",
         "accuracy_global",
         "gap",
+        "accuracy_held_out",
         "forward_transfer",
     ),
     "Forgetting": (
@@ -91,6 +93,25 @@ def _task_cells(scoring: Scoring, task: int, is_last: bool) -> list[str]:
     # The newest task has had no chance to be forgotten.
     lost = "–" if is_last else percent.text(learned - current)
     return [percent.text(learned), percent.text(current), lost]
+
+
+def people_table(run: Summary) -> Table:
+    """Show how well the global model tells each person who is held out."""
+    percent = measure_named("accuracy_held_out")
+    head = ["Person", "samples", *(f"task {k + 1}" for k in range(run.tasks))]
+    rows: list[list[Cell | str]] = []
+    for name, sizes, accuracy in zip(
+        run.people.names, run.people.weights, run.people.accuracy, strict=True
+    ):
+        newest = accuracy[: run.tasks, run.tasks - 1].tolist()
+        cells = [percent.text(value) for value in newest]
+        # Of the tasks so far, as the accuracies are.
+        rows.append([name, f"{int(sizes[: run.tasks].sum()):,}", *cells])
+    return Table(
+        "Accuracy of the global model on people held out, after the newest task",
+        head,
+        rows,
+    )
 
 
 def traffic_table(traffic: Mapping[str, Mapping[str, int]]) -> Table:

@@ -11,14 +11,24 @@ from typing import Any
 import numpy as np
 
 from fedknow.protocols.flower import to_record
-from fedknow.protocols.messages import END_TASK, Message, client_of, node_of
+from fedknow.protocols.messages import (
+    END_TASK,
+    Message,
+    client_of,
+    node_of,
+)
 from fedknow.protocols.work import FLOPS, EndTaskReport, EndTaskWork, Position
 from fedknow.server.checks.aggregates import check_arrays
 from fedknow.server.checks.faults import RunError
 from fedknow.server.run import metrics
 from fedknow.server.run.context import RunContext
-from fedknow.server.run.evaluation import ScoreRequest, score_clients
+from fedknow.server.run.evaluation import (
+    Scored,
+    ScoreRequest,
+    score_clients,
+)
 from fedknow.server.run.events import Evaluated, TaskEnded, VirtualTime, Warned
+from fedknow.server.run.held_out import HeldOutScorer
 from fedknow.strategies.paired import PairedStrategy
 
 __all__ = ["Scorer", "TaskEnder"]
@@ -42,6 +52,7 @@ class Scorer:
     ) -> None:
         self._run = run
         self._evaluate_strategy = evaluate_strategy
+        self._people = HeldOutScorer(run.parts.config, run.parts.stream)
         # The same clients all the time: forgetting compares a client with itself.
         self._sample = run.state.scores.sample
 
@@ -51,7 +62,7 @@ class Scorer:
         # Task 0, round 0: failures of this wave belong to no round.
         run.incidents.inspector.begin(0, 0, run.state.arrays)
         request = ScoreRequest(0, run.parts.config.data.tasks, with_later=True)
-        correct, total = self._score(request)
+        correct, total, _ = self._score(request)
         # Forward transfer compares with it: what a model knows of a task before any training.
         run.state.scores.add_untrained(correct["personal"], total)
 
@@ -77,9 +88,13 @@ class Scorer:
             with_global=evaluation.global_model,
             with_later=evaluation.forward,
         )
-        correct, total = self._score(request)
+        correct, total, means = self._score(request)
+        people = None
         if is_over:
             scores.add_task(task, correct, total)
+            people = self._people.score(
+                task, scores.held_out, run.state.arrays, means
+            )
         else:
             scores.add_round(
                 (run.state.server_round, task, round), correct, total
@@ -91,6 +106,8 @@ class Scorer:
             # Within a task the table has no column for it yet.
             accuracies[scoring][:, :, task] = values / scores.weights
         self._record(task, round, accuracies, aggregated, began)
+        if people is not None:
+            run.recorder.record(people)
 
     def evaluate_within(self, task: int, round: int) -> None:
         """Score clients between two rounds of a strategy's loop.
@@ -134,7 +151,7 @@ class Scorer:
             with_later=config.evaluation.forward,
             nodes=nodes,
         )
-        correct, total = self._score(request)
+        correct, total, _ = self._score(request)
         scores.add_task(task, correct, total)
         run.folder.write_accuracy(scores.arrays())
         if is_last:
@@ -143,9 +160,7 @@ class Scorer:
             }
             self._record(task, round, accuracies, {}, began)
 
-    def _score(
-        self, request: ScoreRequest
-    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    def _score(self, request: ScoreRequest) -> Scored:
         run = self._run
         inspector = run.incidents.inspector
         arrays = run.state.arrays
@@ -265,7 +280,9 @@ class TaskEnder:
             return 0.0
         ending = self._nodes_at_an_end(task, nodes or run.grid.members())
         if not ending:
-            return math.nan  # all go on with their last task
+            return (
+                math.nan
+            )  # all go on with their task, or find its end themselves
         run.incidents.begin_work(task, round, run.state.arrays)
         work = self._end_work(task, ending)
         replies = [
@@ -287,8 +304,14 @@ class TaskEnder:
         return sum(sizes) / len(sizes)
 
     def _nodes_at_an_end(self, task: int, nodes: Sequence[int]) -> list[int]:
-        """Leave out clients with fewer tasks, whose last one goes on."""
-        stream = self._run.parts.stream
+        """Leave out clients with fewer tasks, whose last one goes on.
+
+        Nobody is left where clients find a task's end themselves.
+        """
+        parts = self._run.parts
+        if parts.config.data.boundaries == "hidden":
+            return []
+        stream = parts.stream
         if stream is None or task == stream.tasks - 1:
             return list(nodes)
         return [

@@ -19,6 +19,7 @@ from fedknow.protocols.work import FLOPS
 from fedknow.server.checks.aggregates import check_aggregate
 from fedknow.server.checks.faults import RunError
 from fedknow.server.run.accounting import epsilon_of
+from fedknow.server.run.boundaries import boundaries_found
 from fedknow.server.run.closing import Scorer
 from fedknow.server.run.context import RunContext
 from fedknow.server.run.events import RoundEnded, VirtualTime
@@ -125,6 +126,8 @@ class Driver(ABC):
                 elapsed=VirtualTime.read(run.grid.elapsed()),
             )
         )
+        for boundary in boundaries_found(clients.trained, task, round):
+            run.recorder.record(boundary)
 
     def _epsilon(self) -> float | None:
         """Account for the noise of a client that trained in each round so far."""

@@ -7,7 +7,7 @@ purely global model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Self
 
 import numpy as np
@@ -27,11 +27,14 @@ from fedknow.server.checks.faults import RunError
 from fedknow.server.checks.replies import Inspector
 from fedknow.server.grids.base import MessageGrid
 from fedknow.server.grids.wave import WaveOptions
+from fedknow.server.run.held_out import HeldOutScores
+from fedknow.server.run.requests import Scored, ScoreRequest
 
 __all__ = [
     "GLOBAL_TRAFFIC",
     "SCORINGS",
     "ScoreRequest",
+    "Scored",
     "Scores",
     "score_clients",
 ]
@@ -51,11 +54,15 @@ class Scores:
     clients, tasks : int
     sample : sequence of int, optional
         The clients that are scored, ascending; by default all. Only they have a row in the arrays.
+    people : int
+        People who are held out.
 
     Attributes
     ----------
     sample : sequence of int, or None
         See the parameter.
+    held_out : HeldOutScores
+        Results of people who are no clients.
     correct : dict of scoring to float64 [client, seen, trained]
         Test samples classified rightly; NaN: not measured.
     weights : float64 [client, seen]
@@ -65,9 +72,14 @@ class Scores:
     """
 
     def __init__(
-        self, clients: int, tasks: int, sample: Sequence[int] | None = None
+        self,
+        clients: int,
+        tasks: int,
+        sample: Sequence[int] | None = None,
+        people: int = 0,
     ) -> None:
         self.sample = sample
+        self.held_out = HeldOutScores(people, tasks)
         clients = clients if sample is None else len(sample)
         # NaN stands for "not measured"; a 0 would be a score.
         self.correct = {
@@ -144,6 +156,7 @@ class Scores:
                 )
                 for scoring in SCORINGS
             },
+            **self.held_out.raw(),
         }
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -159,6 +172,7 @@ class Scores:
                 for scoring in SCORINGS
             },
             "untrained": self.untrained / self.weights,
+            **({"held_out": self.held_out.accuracy()} if self.held_out else {}),
             **raw,
         }
 
@@ -179,42 +193,12 @@ class Scores:
         for scoring in SCORINGS:
             scores.correct[scoring] = arrays[f"correct_{scoring}"]
             scores._within[scoring] = list(arrays[f"round_correct_{scoring}"])
+        scores.held_out = HeldOutScores.from_raw(arrays, tasks)
         return scores
 
     def _weigh(self, total: Floats) -> None:
         # Sizes are learned with the first scores, and do not change.
         self.weights = np.where(np.isfinite(total), total, self.weights)
-
-
-@dataclass(frozen=True)
-class ScoreRequest:
-    """What clients are asked to score.
-
-    Attributes
-    ----------
-    task : int
-        Tasks 0 to this one have been learned.
-    tasks : int
-        All tasks of the stream.
-    with_global : bool
-        Score the purely global model too; its results are NaN otherwise.
-    with_later : bool
-        Score tasks that are not learned yet too.
-    nodes : sequence of int, or None
-        Who is asked; ``None``: everybody.
-    sample : sequence of int, or None
-        Of those, only these clients are asked, ascending; ``None``: all of them.
-    extra : Arrays, or None
-        What a method's half on the server has clients answer with.
-    """
-
-    task: int
-    tasks: int
-    with_global: bool = False
-    with_later: bool = False
-    nodes: Sequence[int] | None = None
-    sample: Sequence[int] | None = None
-    extra: Arrays | None = None
 
 
 def draw_sample(seed: int, clients: int, size: int) -> list[int] | None:
@@ -247,7 +231,7 @@ def score_clients(
     inspector: Inspector,
     arrays: Arrays,
     request: ScoreRequest,
-) -> tuple[dict[str, Floats], Floats]:
+) -> Scored:
     """Have clients score the model on the test samples of their tasks.
 
     Where clients keep parameters to themselves, a second wave scores the purely global model:
@@ -268,11 +252,8 @@ def score_clients(
 
     Returns
     -------
-    correct : dict of scoring to float64 [client, seen]
-        Samples classified rightly; NaN where a task or client was not scored. Only clients of the
-        sample have a row.
-    total : float64 [client, seen]
-        Samples.
+    Scored
+        Only clients of the sample have a row.
 
     Raises
     ------
@@ -295,14 +276,12 @@ def score_clients(
     rows = range(grid.clients) if request.sample is None else request.sample
     correct, total = _table(reports, rows, request.tasks)
     if not request.with_global:
-        return {
-            "personal": correct,
-            "global": np.full_like(correct, np.nan),
-        }, total
+        missing = np.full_like(correct, np.nan)
+        return Scored({"personal": correct, "global": missing}, total, Arrays())
     mean_kept = _mean_kept(list(reports.values()))
     if not mean_kept:
         # Clients keep nothing to themselves, so both scorings are one.
-        return {"personal": correct, "global": correct}, total
+        return Scored({"personal": correct, "global": correct}, total, mean_kept)
 
     work = replace(
         work, scoring="global", should_collect=False, local_parameters=mean_kept
@@ -311,7 +290,7 @@ def score_clients(
     options = replace(options, label=GLOBAL_TRAFFIC)
     reports = _reports(_wave(grid, options, inspector, request, work))
     shared, _ = _table(reports, rows, request.tasks)
-    return {"personal": correct, "global": shared}, total
+    return Scored({"personal": correct, "global": shared}, total, mean_kept)
 
 
 def _wave(

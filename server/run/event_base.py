@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, ClassVar, Self
 
-__all__ = ["NULL", "Event", "VirtualTime", "is_required"]
+__all__ = ["NULL", "Event", "OtherEvent", "VirtualTime", "is_required"]
 
 NULL = {"is_null_said": True}
 """Metadata of a field whose ``None`` is written as ``null``: it is an answer, not silence."""
@@ -72,6 +72,25 @@ class Event:
     def read(cls, line: Mapping[str, Any]) -> Self:
         """Undo :meth:`line`; what later versions may add is left out."""
         return cls(**_values(cls, line))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherEvent(Event):
+    """An event of a kind that this version does not know.
+
+    Attributes
+    ----------
+    values : mapping
+        The whole line.
+    """
+
+    event: ClassVar[str] = ""
+
+    values: Mapping[str, Any]
+
+    def line(self) -> dict[str, Any]:
+        """Give the line as it was read."""
+        return dict(self.values)
 
 
 def is_required(declared: Field[Any]) -> bool:

@@ -17,17 +17,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
-from fedknow.server.run.event_base import NULL, Event, VirtualTime, is_required
+from fedknow.server.run.event_base import (
+    NULL,
+    Event,
+    OtherEvent,
+    VirtualTime,
+    is_required,
+)
 from fedknow.server.run.membership_events import MembershipChanged
+from fedknow.server.run.stream_events import BoundaryFound, PeopleScored
 
 __all__ = [
     "KINDS",
+    "BoundaryFound",
     "ClientBegunAnew",
     "ClientFailed",
     "Evaluated",
     "Event",
     "MembershipChanged",
     "OtherEvent",
+    "PeopleScored",
     "RoundEnded",
     "RunEnded",
     "RunInterrupted",
@@ -325,25 +334,6 @@ class RunEnded(Event):
     elapsed: VirtualTime | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class OtherEvent(Event):
-    """An event of a kind that this version does not know.
-
-    Attributes
-    ----------
-    values : mapping
-        The whole line.
-    """
-
-    event: ClassVar[str] = ""
-
-    values: Mapping[str, Any]
-
-    def line(self) -> dict[str, Any]:
-        """Give the line as it was read."""
-        return dict(self.values)
-
-
 KINDS: dict[str, type[Event]] = {
     kind.event: kind
     for kind in (
@@ -355,6 +345,8 @@ KINDS: dict[str, type[Event]] = {
         Warned,
         ClientBegunAnew,
         MembershipChanged,
+        PeopleScored,
+        BoundaryFound,
         RunInterrupted,
         RunEnded,
     )

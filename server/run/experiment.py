@@ -289,7 +289,9 @@ def _make_context(
     )
     data = config.data
     sample = draw_sample(config.seed, data.clients, config.evaluation.clients)
-    state = RunState(arrays, Scores(data.clients, data.tasks, sample))
+    people = len(parts.partition.get("held_out", ()))
+    scores = Scores(data.clients, data.tasks, sample, people)
+    state = RunState(arrays, scores)
     extras = {
         TRAIN: learner.shares(ended=False),
         END_TASK: learner.shares(ended=True),

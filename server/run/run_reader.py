@@ -199,7 +199,10 @@ class RunReader:
             within tasks (with ``evaluation.every``), each described by a line of
             ``round_steps`` [evaluation, 3]: server round, task, round. With
             ``evaluation.clients``, int64 ``clients`` names the clients that have a row in these
-            arrays; otherwise all have one, in order.
+            arrays; otherwise all have one, in order. Where people are held
+            out (``data.held_out``): ``held_out`` [person, seen, trained], the global model's
+            accuracy on them, ``correct_held_out``, the same as counts, and
+            ``weights_held_out`` [person, seen], their samples.
 
         Raises
         ------

@@ -20,6 +20,7 @@ from typing import Any
 from fedknow.server.run.events import (
     Evaluated,
     Event,
+    PeopleScored,
     RoundEnded,
     RunEnded,
     RunStarted,
@@ -30,7 +31,9 @@ from fedknow.server.run.events import (
 __all__ = ["RunNumbers"]
 
 # The step says it already, or every tracker does.
-_PLACES = frozenset({"task", "round", "server_round", "time"})
+_PLACES = frozenset({"task", "round", "server_round", "time", "people"})
+NUMBERED = (RoundEnded, Evaluated, PeopleScored, TaskEnded, RunEnded)
+"""Events that have numbers to be drawn."""
 
 
 class RunNumbers:
@@ -54,7 +57,7 @@ class RunNumbers:
             self.step = event.resumed_from or 0
         if isinstance(event, RoundEnded):
             self.step = event.server_round
-        if not isinstance(event, RoundEnded | Evaluated | TaskEnded | RunEnded):
+        if not isinstance(event, NUMBERED):
             return {}
         numbers = {}
         for declared in fields(event):

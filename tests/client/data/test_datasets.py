@@ -124,6 +124,10 @@ def test_list_datasets() -> None:
         "wharf",
         "speech_digits",
         "clinc150",
+        "emnist",
+        "femnist",
+        "uci-har",
+        "speech-commands",
         "mix80",
     ]
     assert list(known) == ["digits", *sets]

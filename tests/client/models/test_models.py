@@ -275,7 +275,8 @@ def test_list_models() -> None:
     names = list(list_models())
     assert names[: len(small)] == small
     assert names[len(small)] == "resnet18"
-    assert sorted(names[len(small) :]) == sorted([*BIG, "efficientnet_lite0"])
+    pretrained = ["efficientnet_lite0", "minilm"]
+    assert sorted(names[len(small) :]) == sorted([*BIG, *pretrained])
     assert all("settings: " in text for text in list_models().values())
 
 

@@ -36,6 +36,10 @@ LINES = [
     ' "reason": "it is lost"}',
     '{"event": "membership", "time": 1.5, "change": "ejected", "client": 1,'
     ' "reason": "too slow"}',
+    '{"event": "people", "time": 1.5, "task": 1, "people": ["ann", "bob"], "accuracy": 0.5,'
+    ' "per_person": [0.5, null], "per_task": [null, 0.5], "seconds": 0.5}',
+    '{"event": "boundary", "time": 1.5, "client": 2, "task": 1, "round": 1, "boundaries": 1,'
+    ' "delay": 12}',
     '{"event": "interrupted", "time": 1.5, "task": null, "round": null}',
     f'{{"event": "end", "time": 1.5, "seconds": 9.5, "accuracy": 0.5, "accuracy_global": 0.25,'
     f' "forgetting": 0.125, "forgetting_relative": null, "forgetting_max": 0.125,'

@@ -20,14 +20,16 @@ from torch import nn
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from fedknow.client.data.stream import Split
+from fedknow.client.data.samples import SampleSpec
+from fedknow.client.data.stream import Split, TaskData
 from fedknow.client.learners.fedknow.flat import flatten
 from fedknow.client.learners.fedknow.integrator import LazyQp
 from fedknow.client.learners.fedknow.learner import FedKnow
 from fedknow.client.learners.fedknow.linearization import factorable
 from fedknow.client.learners.fedknow.settings import FedKnowPlusSettings
 from fedknow.client.learners.frames.learner import Batch, HeadSlice, Round
-from fedknow.protocols.config import ConfigError, TrainConfig
+from fedknow.client.models import build_model
+from fedknow.protocols.config import ConfigError, ModelConfig, TrainConfig
 
 
 def as_double(task):
@@ -200,6 +202,52 @@ def test_step_equals_the_plain_reference(
         signature @ ours.numpy()
         >= -1e-8 * size * np.linalg.norm(signature, axis=1)
     ).all()
+
+
+def sentences(task, samples=10):
+    """Task t has classes 2t and 2t + 1, told apart by one word among others."""
+    draws = torch.Generator().manual_seed(task)
+
+    def split():
+        y = 2 * task + torch.arange(samples) % 2
+        x = torch.randint(1, 4, (samples, 5), generator=draws)
+        x[:, 1] = 4 + y
+        # Shorter texts are filled up by 0, which is no token.
+        x[::3, 3:] = 0
+        return Split(x, y)
+
+    classes = (2 * task, 2 * task + 1)
+    seen = tuple(range(2 * task + 2))
+    return TaskData(task, classes, seen, split(), split())
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"name": "transformer", "dim": 4, "heads": 2, "layers": 1},
+        {"name": "gru", "hidden": 4, "embedding": 3},
+    ],
+    ids=lambda network: network["name"],
+)
+@pytest.mark.parametrize("path", ["adaptive", "full"])
+def test_a_step_through_embedding_and_attention_equals_the_plain_reference(
+    network, path
+):
+    torch.manual_seed(0)
+    sample = SampleSpec("tokens", (5,), "int32", vocabulary=12)
+    model = build_model(ModelConfig(**network), sample, 8, seed=1).double()
+    tasks = [sentences(number) for number in range(4)]
+    learner = live(client(model, path=path, margin=0.5), tasks[:-1])
+    with torch.no_grad():
+        for parameter in model.body.parameters():
+            parameter.mul_(1.5)  # away from where the past tasks are content
+    ours = step(learner, tasks[-1])
+    expected, signature, g = reference(learner, model, tasks[:-1], tasks[-1])
+    size = np.linalg.norm(g)
+    assert ours.numpy() == pytest.approx(expected.numpy(), abs=1e-8 * size)
+    # The past tasks do oppose this step, else nothing was integrated.
+    plain = g - learner.settings.margin * signature.sum(0)
+    assert (signature @ plain).min() < 0
 
 
 def test_a_step_by_coordinates_equals_the_plain_reference(
