@@ -184,6 +184,8 @@ def measure(
         "train.rounds": rounds + 1,
         "train.epochs": 1,
         "learner.name": learner,
+        # The numbers of all engines are compared.
+        "evaluation.global_model": True if engine == "flower" else "true",
     }
     with scratch() as place:
         out = Path(place) / "run"

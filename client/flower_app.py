@@ -13,17 +13,23 @@ default ``$FEDKNOW_DATA``)::
     flower-supernode --superlink HOST:PORT \
         --node-config "partition-id=0 num-partitions=4 state-dir='/var/lib/fedknow'"
 
+What the node's owner allows stands there too: ``allow``, ``limit`` (both with commas between),
+``signed-by`` and ``keep-own``, as the options of ``fedknow client``.
+
 The one module of the client that imports Flower.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from flwr.app import ConfigRecord, Context, RecordDict
 from flwr.app import Message as FlowerMessage
@@ -33,17 +39,23 @@ from fedknow.client.data import make_benchmark
 from fedknow.client.data.local import LOCAL, LocalStream
 from fedknow.client.host import Host, one_thread
 from fedknow.client.node import Node
-from fedknow.client.permissions import Permissions
+from fedknow.client.permissions import Limits, Permissions, sends_own
 from fedknow.client.state import StateStore
-from fedknow.protocols.config import read_config
+from fedknow.protocols.config import ConfigError, read_config
 from fedknow.protocols.flower import from_flower, to_flower
 from fedknow.protocols.hostile import check_honest
 from fedknow.protocols.messages import ENVELOPE, Config, node_of
+from fedknow.protocols.security.signing import PublicKey
 from fedknow.protocols.work import merge_settings
 
 __all__ = ["app"]
 
+log = logging.getLogger(__name__)
+
 app = ClientApp()
+
+OWNERS = ("allow", "limit", "signed-by", "keep-own")
+"""Keys of a node's configuration by which its owner sets bounds."""
 
 
 @app.train()
@@ -63,18 +75,22 @@ def work(message: FlowerMessage, context: Context) -> FlowerMessage:
             f"{ENVELOPE} record"
         )
     client, version = _number(envelope, "client"), _number(envelope, "version")
-    # No memory for states: Flower may start a process for each message.
-    store = StateStore(_state_folder(context, envelope) / f"{client:06d}", 0)
-    # The committed one too, as the server may go back to its last checkpoint.
-    store.retain(client, {version, _number(envelope, "committed")})
+    folder = _state_folder(context, envelope) / f"{client:06d}"
+    permissions = _permissions(context.node_config)
+    # Before the state is touched: nobody's work but the owner's may delete old ones.
     node = _node(
         _text(envelope, "config"),
         str(context.node_config.get("data-dir", "")),
-        _permissions(context),
+        permissions,
+        _signature(envelope),
     )
+    permissions.check_work(merge_settings(content), node.config.train)
+    permissions.check_disk(_size(folder))
+    # No memory for states: Flower may start a process for each message.
+    store = StateStore(folder, 0)
+    # The committed one too, as the server may go back to its last checkpoint.
+    store.retain(client, {version, _number(envelope, "committed")})
     host = Host(node.config, node.stream, store, node)
-    settings = merge_settings(content)
-    _permissions(context).check_work(settings, node.config.train)
     # Our own id: states' versions are made from it, and Flower's ids are random.
     task = replace(
         received, id=_text(envelope, "id"), node=node_of(client), content=content
@@ -98,12 +114,21 @@ def identify(message: FlowerMessage, context: Context) -> FlowerMessage:
 
 
 @lru_cache(maxsize=1)
-def _node(text: str, folder: str, permissions: Permissions) -> Node:
+def _node(
+    text: str, folder: str, permissions: Permissions, signature: bytes
+) -> Node:
     """Make what answers, once for each experiment and folder of data."""
     config = read_config(tomllib.loads(text))
+    # Before anything that a server named is imported, read or built.
+    permissions.check_signature(config, signature)
     # The node's owner allows code by name; the server's word is not enough.
     check_honest(config)
     permissions.check(config)
+    if sends_own(config):
+        log.warning(
+            "evaluation.global_model = true: this node sends the parameters that it keeps to "
+            "itself; keep-own=true in its --node-config refuses such experiments"
+        )
     if config.data.name == LOCAL:
         return Node(config, LocalStream(Path(folder), config.data))
     # The server's data lie where they lie on the server.
@@ -113,10 +138,45 @@ def _node(text: str, folder: str, permissions: Permissions) -> Node:
     return Node(config, make_benchmark(config))
 
 
-def _permissions(context: Context) -> Permissions:
+def _permissions(settings: Mapping[str, Any]) -> Permissions:
     """Read what the node's owner allows, from the node's own configuration."""
-    allowed = str(context.node_config.get("allow", "")).split(",")
-    return Permissions(frozenset(filter(None, allowed)))
+    for key in settings:
+        meant = key.lower().replace("_", "-")
+        # A bound that is spelled another way would be none, and nobody would notice.
+        if meant in OWNERS and key not in OWNERS:
+            raise ConfigError(f"--node-config: {key} is spelled {meant!r}")
+    return _read_permissions(*(str(settings.get(key, "")) for key in OWNERS))
+
+
+@lru_cache(maxsize=1)
+def _read_permissions(
+    allow: str, limit: str, signed_by: str, keep_own: str
+) -> Permissions:
+    """Read an owner's bounds, once: a key is read from its file."""
+    if keep_own.lower() not in ("", "true", "false"):
+        raise ConfigError(
+            f"--node-config: keep-own={keep_own}: must be true or false"
+        )
+    return Permissions(
+        frozenset(filter(None, allow.split(","))),
+        Limits.parse(filter(None, limit.split(","))),
+        PublicKey(Path(signed_by)) if signed_by else None,
+        keep_own.lower() == "true",
+    )
+
+
+def _signature(envelope: Config) -> bytes:
+    value = envelope.get("signature", b"")
+    if not isinstance(value, bytes):
+        raise ValueError(f"{ENVELOPE} record: signature must be bytes")
+    return value
+
+
+def _size(folder: Path) -> int:
+    """Count the bytes of a folder's files."""
+    return sum(
+        file.stat().st_size for file in folder.rglob("*") if file.is_file()
+    )
 
 
 def _state_folder(context: Context, envelope: Config) -> Path:

@@ -179,6 +179,7 @@ class Node:
 
     def _evaluate(self, message: Message, state: State) -> tuple[Report, State]:
         work = ScoreWork.from_content(message.content)
+        _check_collection(work, self.config)
         seen = work.position.task + 1
         client = client_of(message.node)
         transfer = self._bench.transfer
@@ -215,6 +216,16 @@ class Node:
                 ),
             )
         return report, state
+
+
+def _check_collection(work: ScoreWork, config: ExperimentConfig) -> None:
+    """Refuse to send what the client keeps, unless the experiment says so."""
+    # The experiment is what the client agreed to; a message cannot ask for more.
+    if work.should_collect and not config.evaluation.global_model:
+        raise ValueError(
+            "the server asks for the parameters that this client keeps to itself, but the "
+            "experiment says evaluation.global_model = false"
+        )
 
 
 def _heads(

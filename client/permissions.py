@@ -23,7 +23,7 @@ from fedknow.protocols.instructions import OVERRIDES
 from fedknow.protocols.plugins import is_reference
 from fedknow.protocols.security.signing import PublicKey
 
-__all__ = ["Limits", "Permissions"]
+__all__ = ["Limits", "Permissions", "sends_own"]
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,9 @@ class Permissions:
         The largest experiment.
     signed_by : PublicKey, optional
         The owner's key: nothing runs that it did not sign.
+    keeps_own : bool
+        Refuse experiments in which this client would send parameters that its method keeps
+        to itself (``evaluation.global_model``).
 
     Examples
     --------
@@ -104,6 +107,7 @@ class Permissions:
     parts: frozenset[str] = frozenset()
     limits: Limits = field(default_factory=Limits)
     signed_by: PublicKey | None = None
+    keeps_own: bool = False
 
     def check_signature(self, config: ExperimentConfig, signature: bytes) -> None:
         """Refuse an experiment that the owner's key did not sign, if there is one.
@@ -133,6 +137,12 @@ class Permissions:
         ):
             self._check_part(key, name)
         self._check_weights(config.model.weights)
+        if self.keeps_own and sends_own(config):
+            raise ConfigError(
+                "evaluation.global_model = true: the owner of this client lets no parameters go "
+                f"that learner {config.learner.name} keeps to itself; set it to false, or leave "
+                "--keep-own out of the client's command"
+            )
         self._check_size(
             "train.batch_size", config.train.batch_size, "batch_size"
         )
@@ -222,6 +232,14 @@ class Permissions:
                 f"{key} = {value}: this client's owner set a limit of {bound} ({limit}); its "
                 f"owner can raise it by --limit {limit}={number}"
             )
+
+
+def sends_own(config: ExperimentConfig) -> bool:
+    """Say whether a client sends parameters that its method keeps to itself."""
+    # Imported late: what was not permitted must not be imported for it.
+    from fedknow.client.learners import keeps_parameters
+
+    return config.evaluation.global_model and keeps_parameters(config)
 
 
 def _is_of_a_package(key: str, name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from enum import Enum, auto
 
 from fedknow.client.data import Benchmark, make_benchmark
@@ -10,6 +11,8 @@ from fedknow.client.learners import (
     Learner,
     build_learner,
     check_samples,
+    keep_at_home,
+    keeps_parameters,
     resolve,
 )
 from fedknow.protocols.config import ConfigError, ExperimentConfig
@@ -25,6 +28,15 @@ from fedknow.server.tracking import check_trackers
 from fedknow.strategies import build_strategy, check_running_mean
 
 __all__ = ["Clients", "assemble"]
+
+log = logging.getLogger(__name__)
+
+
+ARE_SENT = (
+    "evaluation.global_model = true: for the scores of the purely global model each client sends "
+    "the parameters that it keeps to itself, such as its head"
+)
+"""What the log says where a user has clients send what the method keeps with them."""
 
 
 class Clients(Enum):
@@ -67,6 +79,9 @@ def assemble(
     config = resolve(config)
     if clients is not Clients.VIRTUAL:
         check_honest(config)
+        config = keep_at_home(config)
+        if config.evaluation.global_model and keeps_parameters(config):
+            log.warning(ARE_SENT)
     if config.fleet.devices and clients is not Clients.VIRTUAL:
         raise ConfigError(
             "fleet.devices: real clients are devices themselves; a fleet is for fedknow simulate"

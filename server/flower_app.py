@@ -4,13 +4,15 @@ It runs our experiment on whatever Flower runs, a SuperLink or its simulation.
 
 The experiment is the app's configuration (``[tool.flwr.app.config]``, ``flwr run
 --run-config``), with the keys of ``fedknow show``: ``data.clients = 4``, ``learner.name =
-"fedknow"``. Two keys are the app's own:
+"fedknow"``. Three keys are the app's own:
 
 ``out``
     The run folder; by default ``~/.fedknow/runs/NAME-LEARNER-RUN``, with Flower's number of the
     run.
 ``resume``
     Whether to go on with the unfinished run in ``out``, if there is one.
+``signature``
+    The file of ``fedknow sign``, for nodes with ``signed-by`` in their ``--node-config``.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedknow.protocols.config import ConfigError, ExperimentConfig, read_config
+from fedknow.protocols.security.signing import read_signature
 from fedknow.protocols.texts import counted
 from fedknow.server.assemble import Clients, assemble
 from fedknow.server.grids.flower_grid import FlowerGrid
@@ -63,7 +66,7 @@ def run_on_flower(
     grid : flwr.serverapp.Grid
         Flower's; its nodes run :mod:`fedknow.client.flower_app`.
     settings : mapping
-        The experiment as flat keys (``data.clients``), ``out`` and ``resume``.
+        The experiment as flat keys (``data.clients``), ``out``, ``resume`` and ``signature``.
     run_id : int
         Flower's number of the run, for the name of the run folder.
 
@@ -76,9 +79,11 @@ def run_on_flower(
     """
     tree = dict(settings)
     out, resume = str(tree.pop("out", "")), tree.pop("resume", False)
+    signature = str(tree.pop("signature", ""))
     experiment = read_config(_nested(tree))
     parts = assemble(experiment, Clients.FLOWER)
     config = parts.config
+    signed = read_signature(Path(signature), config) if signature else b""
     place = Path(out) if out else _default_folder(config, run_id)
 
     def waiting(present: int) -> None:
@@ -103,6 +108,7 @@ def run_on_flower(
                 folder.run_id,
                 waiting,
                 listener=ActivityLog(folder.path),
+                signature=signed,
             ) as own_grid,
             tracking(config, experiment.tracking, place, is_resumed) as trackers,
         ):

@@ -15,7 +15,7 @@ from fedknow.client.edge.intake import message_limits, without_folders
 from fedknow.client.edge.journal import Journal
 from fedknow.client.host import Answerer, Host, one_thread
 from fedknow.client.learners import learner_class
-from fedknow.client.permissions import Permissions
+from fedknow.client.permissions import Permissions, sends_own
 from fedknow.client.state import StateError
 from fedknow.protocols.config import (
     ConfigError,
@@ -134,6 +134,12 @@ class Worker:
         self._permissions.check_signature(experiment, signature)
         check_honest(experiment)
         self._permissions.check(experiment)
+        if sends_own(experiment):
+            log.warning(
+                "evaluation.global_model = true: the server scores a purely global model, for "
+                "which this client sends the parameters that it keeps to itself; --keep-own "
+                "refuses such experiments"
+            )
         self._train = experiment.train
         if self._device is not None:
             experiment = experiment.on_device(self._device)

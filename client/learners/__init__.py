@@ -78,6 +78,8 @@ __all__ = [
     "LearnerSettings",
     "build_learner",
     "check_samples",
+    "keep_at_home",
+    "keeps_parameters",
     "learner_class",
     "list_learners",
     "resolve",
@@ -303,6 +305,39 @@ def _check_whole(config: ExperimentConfig) -> None:
             f"{config.learner.name!r}; set learner.name = "
             f"{' or '.join(partners)}{own_class}, or leave strategy.name out"
         )
+
+
+def keeps_parameters(config: ExperimentConfig) -> bool:
+    """Say whether clients keep parameters to themselves, such as a head.
+
+    Examples
+    --------
+    >>> from fedknow.protocols.config import read_config
+    >>> [keeps_parameters(read_config({"learner": n})) for n in ("fedrep", "fedavg")]
+    [True, False]
+    """
+    kind = learner_class(config.learner.name)
+    exchange = getattr(_settings(config.learner), "exchange", kind.exchange)
+    # A method may keep something beside the model, such as a share of two.
+    return exchange != "all" or "local_parameters" in kind.overridden
+
+
+def keep_at_home(config: ExperimentConfig) -> ExperimentConfig:
+    """Have real clients send nothing that the method keeps with them.
+
+    The purely global model is then not scored, unless the user has set
+    ``evaluation.global_model``.
+
+    Parameters
+    ----------
+    config : ExperimentConfig
+        An experiment with real clients, as the user gave it.
+    """
+    is_set = "global_model" in config.evaluation.model_fields_set
+    if is_set or not keeps_parameters(config):
+        return config
+    evaluation = config.evaluation.model_copy(update={"global_model": False})
+    return config.model_copy(update={"evaluation": evaluation})
 
 
 def build_learner(

@@ -83,7 +83,7 @@ for command in (
     deploy.server,
     deploy.client,
     deploy.status,
-    deploy.forget,
+    members.forget,
     members.members,
     members.eject,
     members.admit,

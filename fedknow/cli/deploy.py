@@ -40,7 +40,7 @@ from fedknow.protocols.transport import check_address
 if TYPE_CHECKING:
     from fedknow.client.edge.client import EdgeClient
 
-__all__ = ["certs", "client", "forget", "server", "status"]
+__all__ = ["certs", "client", "server", "status"]
 
 CERTS_DIR = typer.Argument(metavar="DIR")
 CLIENTS = typer.Option(
@@ -153,12 +153,10 @@ LIMIT = typer.Option(
     "image_values, message_mb, disk_mb.  [4096, 1000, 100000, 4000000, 1024, 16384]",
     show_default=False,
 )
-RUN = typer.Argument(metavar="RUN")
-CLIENT_NUMBERS = typer.Option(
-    "--client",
-    metavar="N",
-    min=0,
-    help="Which client; may be given many times.",
+KEEP_OWN = typer.Option(
+    "--keep-own",
+    help="Refuse experiments in which this client would send parameters that its method "
+    "keeps with it, such as its head (`evaluation.global_model`).",
 )
 
 
@@ -261,6 +259,7 @@ def client(  # noqa: PLR0913  # a command's options are its arguments
     allow: Annotated[list[str] | None, ALLOW] = None,
     limit: Annotated[list[str] | None, LIMIT] = None,
     signed_by: Annotated[Path | None, SIGNED_BY] = None,
+    keep_own: Annotated[bool, KEEP_OWN] = False,
     log_format: Annotated[LogFormat, LOG_FORMAT] = LogFormat.PLAIN,
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
@@ -302,6 +301,7 @@ def client(  # noqa: PLR0913  # a command's options are its arguments
                 frozenset(allow or []),
                 Limits.parse(limit or []),
                 None if signed_by is None else PublicKey(signed_by),
+                keep_own,
             ),
         )
         # The inner block turns a failure into an exit, which the outer one hastens.
@@ -325,31 +325,6 @@ def status(
 
         check_address(server, tls, insecure)
         typer.echo(json.dumps(json.loads(fetch_status(server, tls)), indent=1))
-
-
-def forget(
-    folder: Annotated[Path, RUN],
-    clients: Annotated[list[int], CLIENT_NUMBERS],
-) -> None:
-    """Let clients of an unfinished run begin anew when it is resumed.
-
-    This is the way back for a client that lost its state. RUN is the run folder, of `fedknow
-    simulate` or of `fedknow server`; nothing is to be done on the client. It keeps its number
-    and its data, and goes on as a client that has not trained yet. The record says so.
-
-    For example:
-
-    - `fedknow forget runs/field --client 3`, then `fedknow server ... --out runs/field --resume`
-    """
-    with explained(None, extra="server"):
-        # Imported late, so that the command line starts fast and on an edge box.
-        from fedknow.server.run.forget import forget_clients
-
-        for client in forget_clients(folder, clients):
-            out.print(
-                f"Client {client} begins anew when the run is resumed.",
-                highlight=False,
-            )
 
 
 def _announce(listen: str, port_file: Path | None, port: int) -> None:

@@ -117,6 +117,9 @@ def report(
         point_to(write_report(folders, target, left_out, shipped_memory_limits()))
 
 
+_UNSET_GLOBAL = "\n# global_model = true  # with real clients false, where they keep parameters\n"
+
+
 def show(
     experiment: Annotated[str, EXPERIMENT] = "digits",
     changes: Annotated[list[str] | None, SET] = None,
@@ -135,8 +138,12 @@ def show(
         # Imported late, so that the command line starts fast and on an edge box.
         from fedknow.client.learners import resolve
 
-        config = read_experiment(experiment, changes, data_dir)
-        typer.echo(resolve(config).to_toml(), nl=False)
+        config = resolve(read_experiment(experiment, changes, data_dir))
+        text = config.to_toml()
+        if "global_model" not in config.evaluation.model_fields_set:
+            # In a file it would be a wish of the user's, and real clients would send heads.
+            text = text.replace("\nglobal_model = true\n", _UNSET_GLOBAL)
+        typer.echo(text, nl=False)
 
 
 def calibrate(  # noqa: PLR0913  # a command's options are its arguments

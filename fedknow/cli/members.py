@@ -12,7 +12,7 @@ from rich.markup import escape
 from fedknow.cli.errors import explained
 from fedknow.cli.output import out
 
-__all__ = ["admit", "audit", "eject", "members", "revoke"]
+__all__ = ["admit", "audit", "eject", "forget", "members", "revoke"]
 
 RUN = typer.Argument(metavar="RUN")
 CERTS_DIR = typer.Argument(metavar="DIR")
@@ -154,6 +154,31 @@ def audit(
 
 def _moment(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def forget(
+    folder: Annotated[Path, RUN],
+    clients: Annotated[list[int], CLIENTS],
+) -> None:
+    """Let clients of an unfinished run begin anew when it is resumed.
+
+    This is the way back for a client that lost its state. RUN is the run folder, of `fedknow
+    simulate` or of `fedknow server`; nothing is to be done on the client. It keeps its number
+    and its data, and goes on as a client that has not trained yet. The record says so.
+
+    For example:
+
+    - `fedknow forget runs/field --client 3`, then `fedknow server ... --out runs/field --resume`
+    """
+    with explained(None, extra="server"):
+        # Imported late, so that the command line starts fast and on an edge box.
+        from fedknow.server.run.forget import forget_clients
+
+        for client in forget_clients(folder, clients):
+            out.print(
+                f"Client {client} begins anew when the run is resumed.",
+                highlight=False,
+            )
 
 
 def _say(text: str) -> None:

@@ -44,11 +44,13 @@ def sign(
     """
     with explained(None, extra="signing"):
         # Imported late, so that the command line starts fast and on an edge box.
-        from fedknow.client.learners import resolve
+        from fedknow.client.learners import keep_at_home, resolve
         from fedknow.protocols.files import write_atomic
         from fedknow.protocols.security import signing
 
         config = resolve(read_experiment(experiment, changes, None))
+        # As the server will tell it to real clients.
+        config = keep_at_home(config)
         if make_key:
             signing.make_key(key)
         target = file or Path(f"{config.name}.signature")

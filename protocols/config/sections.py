@@ -149,7 +149,8 @@ class EvaluationConfig(Section):
     batch_size: int = Field(256, ge=1, le=MOST_SAMPLES)
     global_model: bool = True
     """Score the purely global model too (what did not travel is averaged for this purpose
-    alone)."""
+    alone). Real clients and Flower's nodes would have to send what they keep, such as heads.
+    So there it is false for such methods, unless it is set."""
     forward: bool = False
     """Score tasks not learned yet as well, which forward transfer needs."""
     clients: int = Field(0, ge=0, le=MOST_CLIENTS)

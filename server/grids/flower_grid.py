@@ -55,6 +55,8 @@ class FlowerGrid(MessageGrid):
         Seconds between two looks for new nodes. Flower does not report them.
     listener : Listener, optional
         Hears which clients are at work.
+    signature : bytes
+        Of the experiment, by the nodes' owner; empty without one.
     """
 
     def __init__(  # noqa: PLR0913 - settings of a public class
@@ -66,11 +68,14 @@ class FlowerGrid(MessageGrid):
         waiting: Callable[[int], None] | None = None,
         poll: float = 0.5,
         listener: Listener | None = None,
+        signature: bytes = b"",
     ) -> None:
         # Flower has set the run of this process already.
         super().__init__(clients, run=grid.run, listener=listener)
         self._grid = grid
         self._experiment = Config(config=config, run=run)
+        if signature:
+            self._experiment["signature"] = signature
         self._waiting = waiting
         self._poll = poll
         self._committed: dict[int, int] = {}

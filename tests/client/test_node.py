@@ -247,6 +247,13 @@ def test_evaluation_scores_every_task_seen_and_changes_nothing(node):
     assert forward.content[METRICS]["num-examples"] == 40
 
 
+def test_a_message_cannot_ask_for_a_head_that_was_to_stay(node):
+    n = node("learner=fedper", "evaluation.global_model=false")
+    reply, _ = ask(n, EVALUATE, task=0, scoring="personal", collect=True)
+    assert "evaluation.global_model = false" in reply.failure.reason
+    assert KEPT not in reply.content
+
+
 def test_global_scoring_uses_the_kept_parameters_given(node):
     n = node("learner=fedper")
     _, state = ask(n, TRAIN, task=0, round=1)

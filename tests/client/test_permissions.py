@@ -82,6 +82,16 @@ def test_an_experiment_over_a_limit_is_refused(tree, limit, key):
     Permissions().check(config)
 
 
+def test_an_owner_lets_no_head_go():
+    owner = Permissions(keeps_own=True)
+    with pytest.raises(ConfigError, match=r"evaluation\.global_model = true"):
+        owner.check(read_config({"learner": "fedrep"}))
+    owner.check(read_config({"learner": "fedavg"}))
+    stays = {"learner": "fedrep", "evaluation": {"global_model": False}}
+    owner.check(read_config(stays))
+    Permissions().check(read_config({"learner": "fedrep"}))
+
+
 @pytest.mark.parametrize("key", ["epochs", "local-epochs"])
 def test_a_round_over_a_limit_is_refused(key):
     permissions = Permissions(limits=Limits(epochs=5))

@@ -44,6 +44,8 @@ BASE: dict[str, dict[str, Any]] = {
     "model": {"name": "cnn"},
     "train": {"rounds": 2, "epochs": 2, "batch_size": 16, "lr": 1e-3},
     "strategy": {"name": "fedavg", "fraction": 0.5},
+    # Real clients keep their heads at home unless told otherwise.
+    "evaluation": {"global_model": True},
     "engine": {"backend": "inline"},
 }
 FROZEN = ["model.train=head", "model.random_features=64"]

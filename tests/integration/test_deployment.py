@@ -39,6 +39,7 @@ data = {name = "digits", tasks = 2}
 model = {name = "mlp", hidden = 20}
 train = {rounds = 2, epochs = 1}
 learner = "fedknow"
+evaluation = {global_model = true}
 """
 
 

@@ -17,7 +17,12 @@ from fedknow.simulations.simulate import simulate
 pytestmark = pytest.mark.usefixtures("no_report")
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "flower_app"
-CHANGES = ["data.tasks=2", "train.rounds=2", "train.epochs=1"]
+CHANGES = [
+    "data.tasks=2",
+    "train.rounds=2",
+    "train.epochs=1",
+    "evaluation.global_model=true",
+]
 BASE = {
     "data": {"name": "digits", "clients": 2},
     "model": "mlp",
@@ -35,7 +40,7 @@ from fedknow.server.flower_app import run_on_flower
 
 settings = {"data.clients": 2, "data.tasks": 2, "train.rounds": 2, "train.epochs": 1,
             "train.lr": 1e-3, "model.name": "mlp", "learner.name": "fedknow", "out": sys.argv[1],
-            "start.weights": sys.argv[2], "start.without": "head"}
+            "evaluation.global_model": True, "start.weights": sys.argv[2], "start.without": "head"}
 app = ServerApp()
 
 @app.main()

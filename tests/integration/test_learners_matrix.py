@@ -43,6 +43,8 @@ BASE = {
         "name": "fedavg",
         "fraction": 0.5,
     },  # one of the three: some are never chosen in a task
+    # Real clients keep their heads at home unless told otherwise.
+    "evaluation": {"global_model": True},
     "engine": {"backend": "inline"},
 }
 MATRIX = [

@@ -31,6 +31,8 @@ BASE = {
     "data": {"clients": 2, "tasks": 2, "classes_max": 2, "test_samples": 0.5},
     "train": {"rounds": 3, "epochs": 2, "lr": 3e-3},
     "learner": {"name": "fedrep"},
+    # Real clients keep their heads at home unless told otherwise.
+    "evaluation": {"global_model": True},
     "engine": {"backend": "inline"},
 }
 FRESH = ["engine.on_lost_state=fresh"]

@@ -36,6 +36,7 @@ data = {name = "digits", clients = 2, tasks = 2}
 model = {name = "mlp", hidden = 200}
 train = {rounds = 2, epochs = 1}
 learner = "fedknow"
+evaluation = {global_model = true}
 """
 
 

@@ -27,6 +27,8 @@ BASE = {
     "data": {"clients": CLIENTS, "tasks": TASKS, "partition": "iid"},
     "model": {"name": "mlp"},
     "train": {"rounds": 1, "batch_size": 32, "lr": 1e-2},
+    # Real clients keep their heads at home unless told otherwise.
+    "evaluation": {"global_model": True},
     "engine": {"backend": "inline"},
 }
 STREAMS = {

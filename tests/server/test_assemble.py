@@ -4,6 +4,13 @@ import json
 
 import pytest
 
+from fedknow.client.learners import (
+    build_learner,
+    keeps_parameters,
+    learner_class,
+    list_learners,
+    resolve,
+)
 from fedknow.protocols.config import ConfigError, read_config
 from fedknow.server import assemble as module
 from fedknow.server.assemble import Clients, assemble
@@ -121,3 +128,31 @@ def test_the_server_knows_nothing_of_data_that_clients_bring():
     assert parts.stream is None
     assert parts.partition == {}
     assert sum(tensor.numel() for tensor in parts.learner.send().values()) > 0
+
+
+@pytest.mark.parametrize("clients", [Clients.REAL, Clients.FLOWER])
+def test_heads_stay_at_home_unless_the_user_says_otherwise(clients):
+    def is_scored(**changes):
+        parts = assemble(experiment(changes), clients)
+        return parts.config.evaluation.global_model
+
+    assert not is_scored(**{"learner.name": "fedrep"})
+    # Where all of it travels anyway, scoring costs nothing.
+    assert is_scored(**{"learner.name": "fedavg"})
+    setting = {"evaluation.global_model": True}
+    assert is_scored(**{"learner.name": "fedrep", **setting})
+
+
+def test_simulations_score_the_global_model():
+    parts = assemble(experiment({"learner.name": "fedrep"}), Clients.VIRTUAL)
+    assert parts.config.evaluation.global_model
+
+
+@pytest.mark.parametrize("name", list_learners())
+def test_who_keeps_parameters_is_known_without_a_model(name):
+    config = experiment({"learner.name": name, "model.name": "cnn"})
+    if learner_class(name).needs_frozen_body:
+        config = read_config(config.model_dump(), ["model.train=head"])
+    config = resolve(config)
+    learner = build_learner(config, (1, 8, 8), 10)
+    assert keeps_parameters(config) == bool(learner.local_parameters())

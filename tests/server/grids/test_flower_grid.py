@@ -17,6 +17,7 @@ from fedknow.client.state import StateStore
 from fedknow.protocols.config import ConfigError, read_config
 from fedknow.protocols.flower import empty_run, identify, set_id
 from fedknow.protocols.messages import ENVELOPE
+from fedknow.protocols.security.signing import make_key, sign
 from fedknow.server import flower_app
 from fedknow.server.checks.faults import RunError
 from fedknow.server.flower_app import run_on_flower
@@ -36,6 +37,8 @@ SETTINGS = {
     "train.epochs": 1,
     "model.name": "mlp",
     "learner.name": "fedknow",
+    # Heads stay on nodes unless told otherwise; numbers are compared with a simulation's.
+    "evaluation.global_model": True,
 }
 
 
@@ -274,3 +277,69 @@ def test_work_that_is_not_the_servers_is_refused():
     set_id(message, "1")
     with pytest.raises(ValueError, match="hexadecimal"):
         client_app(message=message, context=Context(77, 5, {}, RecordDict(), {}))
+
+
+BRIEF = {
+    "data.tasks": 1,
+    "train.rounds": 1,
+    "learner.name": "fedrep",
+    "evaluation.global_model": False,
+}
+
+
+def owned(settings):
+    """A grid of nodes whose owner has set bounds."""
+    grid = FlowerLike()
+    for config in grid.configs.values():
+        config.update(settings)
+    return grid
+
+
+def test_nodes_run_what_their_owner_signed_and_nothing_else(tmp_path):
+    key = tmp_path / "owner.key"
+    make_key(key)
+    nodes = {"signed-by": str(key.with_name("owner.key.pub"))}
+    with pytest.raises(ConfigError, match="this one is not signed"):
+        run(owned(nodes), tmp_path / "unsigned", **BRIEF)
+    assert not list((tmp_path / "state").glob("*/*"))
+    config = resolve(read_config(flower_app._nested(SETTINGS | BRIEF)))
+    signature = tmp_path / "signature"
+    signature.write_bytes(sign(config, key))
+    extra = {**BRIEF, "signature": str(signature)}
+    result = run(owned(nodes), tmp_path / "signed", **extra)
+    assert np.isfinite(result.accuracy["personal"]).all()
+    with pytest.raises(ConfigError, match="of another experiment"):
+        run(owned(nodes), tmp_path / "other", **extra, seed=5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"limit": "epochs=7,batch_size=15"}, r"train\.batch_size = 16"),
+        ({"limit": "epoch=7"}, "the keys are"),
+        ({"keep-own": "yes"}, "must be true or false"),
+        ({"Signed_By": "owner.key.pub"}, "is spelled 'signed-by'"),
+        ({"signed-by": "nowhere.pub"}, "not a public key"),
+    ],
+)
+def test_owners_of_nodes_set_bounds(tmp_path, settings, words):
+    with pytest.raises(ConfigError, match=words):
+        run(owned(settings), tmp_path / "run", **BRIEF)
+
+
+def test_no_head_leaves_a_node_unless_told(tmp_path, caplog):
+    brief = {key: BRIEF[key] for key in BRIEF if "global" not in key}
+    settings = {
+        key: value for key, value in SETTINGS.items() if "global" not in key
+    }
+    result = run_on_flower(
+        FlowerLike(), {**settings, **brief, "out": str(tmp_path / "run")}
+    )
+    assert "evaluate.global" not in result.summary["traffic"]
+    assert not caplog.records
+    told = {**BRIEF, "evaluation.global_model": True}
+    with pytest.raises(ConfigError, match="lets no parameters go"):
+        run(owned({"keep-own": "true"}), tmp_path / "kept", **told)
+    run(FlowerLike(), tmp_path / "told", **told)
+    senders = {entry.name for entry in caplog.records}
+    assert senders == {"fedknow.server.assemble", "fedknow.client.flower_app"}
