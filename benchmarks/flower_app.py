@@ -198,17 +198,8 @@ def measure(
             from fedknow.simulations.simulate import simulate
 
             changes = [f"{key}={value}" for key, value in settings.items()]
-            simulate(
-                read_config(
-                    {},
-                    [
-                        *changes,
-                        f"engine.backend={engine}",
-                        f"engine.workers={workers}",
-                    ],
-                ),
-                out,
-            )
+            engines = [f"engine.backend={engine}", f"engine.workers={workers}"]
+            simulate(read_config({}, [*changes, *engines]), out)
         run_seconds = time.perf_counter() - began
         folder = RunFolder.open(out)
         seconds = [

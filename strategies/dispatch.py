@@ -51,6 +51,10 @@ class ArrivalGrid(Protocol):
         """
         ...
 
+    def bound_weights(self, replies: Sequence[FlowerMessage]) -> None:
+        """Bound the weights that clients claim in their answers, in place."""
+        ...
+
 
 @dataclass(frozen=True)
 class ClientUpdate:

@@ -224,7 +224,8 @@ class EngineConfig(Section):
     any finite update will do."""
     max_weight: float = Field(3.0, ge=0)
     """Real clients with data of their own: how many times the median of a round's ``num-examples``
-    one client may claim; above that it counts for so much, and the record says so. 0: any claim
+    one client may claim; above that it counts for so much, and the record says so. Where answers
+    come one by one (``fedbuff``), the median is of all clients' latest claims. 0: any claim
     is believed. Where the server makes the data itself it knows the sizes, and refuses a claim
     that is too large."""
     on_client_error: Literal["stop", "skip"] = "stop"

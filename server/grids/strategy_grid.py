@@ -42,6 +42,8 @@ class StrategyGrid(Grid):
     until : float
         The moment of :attr:`clock_time` from which on no work is given out. Strategies with a
         loop of their own heed it.
+    bound : callable, optional
+        Called with Flower's answers as they arrive; may bound the weights that they claim.
 
     Attributes
     ----------
@@ -55,17 +57,25 @@ class StrategyGrid(Grid):
         options: WaveOptions = PLAIN,
         address: Callable[[Sequence[FlowerMessage]], None] | None = None,
         until: float = math.inf,
+        bound: Callable[[Sequence[FlowerMessage]], None] | None = None,
     ) -> None:
         self.until = until
+        self._bound = bound
         self._grid = grid
         self._options = options
         self._address = address
         self._run = grid.run
         self._pushed: dict[str, FlowerMessage] = {}
 
-    def with_end(self, until: float) -> StrategyGrid:
-        """Return the same grid with another end of giving out work."""
-        twin = StrategyGrid(self._grid, self._options, self._address, until)
+    def with_loop(
+        self,
+        until: float,
+        bound: Callable[[Sequence[FlowerMessage]], None],
+    ) -> StrategyGrid:
+        """Return the same grid for a strategy's own loop."""
+        twin = StrategyGrid(
+            self._grid, self._options, self._address, until, bound
+        )
         # Shared: work that was pushed through one may be pulled through the other.
         twin._pushed = self._pushed
         twin._run = self._run
@@ -148,10 +158,21 @@ class StrategyGrid(Grid):
             order of nodes. Empty: none came in time, or none can come any more.
         """
         replies = self._grid.pull(message_ids, self._options, timeout)
-        return [
+        pulled = [
             to_flower(reply, self._pushed.pop(reply.reply_to))
             for reply in replies
         ]
+        self.bound_weights(pulled)
+        return pulled
+
+    def bound_weights(self, replies: Sequence[FlowerMessage]) -> None:
+        """Bound the weights of answers, in place, where sizes are claims.
+
+        A strategy that gathered answers calls it once more before it weighs them, as more
+        claims are known by then.
+        """
+        if self._bound is not None:
+            self._bound(replies)
 
     def send_and_receive(
         self, messages: Iterable[FlowerMessage], *, timeout: float | None = None
@@ -186,7 +207,9 @@ class StrategyGrid(Grid):
             return to_flower(reply, requests[reply.reply_to])
 
         if not options.averages(work):
-            return self._grid.collect(work, options, timeout, convert)
+            answers = self._grid.collect(work, options, timeout, convert)
+            self.bound_weights(answers)
+            return answers
         running = RunningMean()
         replies = self._grid.collect(work, options, timeout, running.take)
         good = [reply for reply in replies if reply.failure is None]

@@ -18,6 +18,7 @@ from fedknow.server.run.context import RunContext
 from fedknow.server.run.driver import Driver, training_messages
 from fedknow.server.run.events import Warned
 from fedknow.server.run.schedule import TaskSchedule, Turn
+from fedknow.server.run.weights import WeightBounds
 
 __all__ = ["LoopDriver"]
 
@@ -30,6 +31,9 @@ class LoopDriver(Driver):
     Between its rounds it cannot be stopped or saved: a checkpoint is written when it comes back.
     """
 
+    # Made when answers come; it remembers what clients claimed in earlier tasks.
+    _weights: WeightBounds | None = None
+
     def train(self, turn: Turn, schedule: TaskSchedule, scorer: Scorer) -> int:
         """Have the strategy make a turn's rounds in its own loop."""
         run = self._run
@@ -40,7 +44,7 @@ class LoopDriver(Driver):
         run.incidents.begin_work(task, turn.round, run.state.arrays)
         with run.calls.call("start", task, turn.round):
             result = run.parts.strategy.start(
-                grid=run.strategy_grid.with_end(turn.until),
+                grid=run.strategy_grid.with_loop(turn.until, self._bound),
                 initial_arrays=to_record(run.state.arrays),
                 num_rounds=turn.rounds,
                 train_config=watch.train_config,
@@ -73,6 +77,16 @@ class LoopDriver(Driver):
         if work:
             schedule.begin_step(work)
         schedule.address(work)
+
+    def _bound(self, replies: Sequence[FlowerMessage]) -> None:
+        """Bound what clients claim, where the server does not know it."""
+        run = self._run
+        multiple = run.parts.config.engine.max_weight
+        if not multiple or run.incidents.claims.are_known:
+            return
+        if self._weights is None:
+            self._weights = WeightBounds(multiple)
+        run.incidents.note_bounded(self._weights.bound(replies))
 
     def _warn_of_silence(self, turn: Turn) -> None:
         reason = (

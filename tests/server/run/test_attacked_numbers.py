@@ -8,6 +8,7 @@ import pytest
 from fedknow.client.workbench import Workbench
 from fedknow.protocols.config import read_config
 from fedknow.protocols.messages import Arrays
+from fedknow.server.checks.claims import Claims
 from fedknow.server.run.folder import RunFolder
 from fedknow.simulations.simulate import simulate
 
@@ -46,3 +47,24 @@ def test_a_claim_of_samples_does_not_decide_the_model(lie, tmp_path):
     assert "num-examples is 1000000000000" in failures[0]["reason"]
     honest = run.accuracy()["personal"][:LIAR]
     assert np.mean(honest) > 0.9
+
+
+def test_a_claim_does_not_decide_where_answers_come_one_by_one(
+    lie, tmp_path, monkeypatch
+):
+    """As with clients that bring data of their own, whose sizes the server does not know."""
+    monkeypatch.setattr(Claims, "read", lambda _: Claims(are_known=False))
+    tree = {
+        "data": {"clients": 5, "tasks": 1, "partition": "iid"},
+        "train": {"rounds": 2, "epochs": 1},
+        "model": "mlp",
+        "learner": "finetune",
+        "strategy": {"name": "fedbuff", "buffer": 5},
+        "engine": {"backend": "inline"},
+    }
+    simulate(read_config(tree), tmp_path / "run", report=False)
+    events = RunFolder.open(tmp_path / "run").events()
+    [warned] = [e["reason"] for e in events if "claims" in e.get("reason", "")]
+    assert warned.startswith(f"client {LIAR} claims 1000000000000 samples")
+    samples = int(warned.split("of which ")[1].split()[0])
+    assert samples < 1000
