@@ -130,12 +130,16 @@ def _node(
             "itself; keep-own=true in its --node-config refuses such experiments"
         )
     if config.data.name == LOCAL:
-        return Node(config, LocalStream(Path(folder), config.data))
+        brought = LocalStream(Path(folder), config.data)
+        permissions.check_model(config.model, brought.spec, brought.classes)
+        return Node(config, brought)
     # The server's data lie where they lie on the server.
-    config = config.model_copy(
-        update={"data": config.data.model_copy(update={"dir": folder})}
-    )
-    return Node(config, make_benchmark(config))
+    data = config.data.model_copy(update={"dir": folder})
+    permissions.check_download(data)
+    config = config.model_copy(update={"data": data})
+    stream = make_benchmark(config)
+    permissions.check_model(config.model, stream.spec, stream.classes)
+    return Node(config, stream)
 
 
 def _permissions(settings: Mapping[str, Any]) -> Permissions:
@@ -158,7 +162,8 @@ def _read_permissions(
             f"--node-config: keep-own={keep_own}: must be true or false"
         )
     return Permissions(
-        frozenset(filter(None, allow.split(","))),
+        # Not at commas within parentheses, which name a model's settings.
+        frozenset(filter(None, re.split(r",(?![^(]*\))", allow))),
         Limits.parse(filter(None, limit.split(","))),
         PublicKey(Path(signed_by)) if signed_by else None,
         keep_own.lower() == "true",

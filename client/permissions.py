@@ -11,17 +11,22 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from math import prod
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from fedknow.protocols.config import (
     ConfigError,
+    DataConfig,
     ExperimentConfig,
+    ModelConfig,
     TrainConfig,
 )
 from fedknow.protocols.installed import is_offered
 from fedknow.protocols.instructions import OVERRIDES
 from fedknow.protocols.plugins import is_reference
 from fedknow.protocols.security.signing import PublicKey
+
+if TYPE_CHECKING:
+    from fedknow.client.data.samples import SampleSpec
 
 __all__ = ["Limits", "Permissions", "sends_own"]
 
@@ -38,6 +43,10 @@ class Limits:
         Local epochs of one round.
     classes : int
         Classes of all tasks together.
+    clients, tasks : int
+        Of the experiment: each client of a shared data set makes the split for all.
+    parameters : int
+        Numbers in the model.
     image_values : int
         Numbers of one sample: channels times height times width.
     message_mb : int
@@ -49,6 +58,9 @@ class Limits:
     batch_size: int = 4096
     epochs: int = 1000
     classes: int = 100_000
+    clients: int = 10_000
+    tasks: int = 1000
+    parameters: int = 200_000_000
     image_values: int = 4_000_000
     message_mb: int = 1024
     disk_mb: int = 16_384
@@ -86,7 +98,9 @@ class Permissions:
     ----------
     parts : frozenset of str
         Parts that fedknow does not ship and that may be imported: ``module:name``, or the name
-        under which an installed package offers one.
+        under which an installed package offers one. Settings of a model that the server may
+        choose stand behind it: ``module:name(width,depth)``. Other entries are files that may
+        be read (``file:PATH``), and ``download`` for data sets of a public hub.
     limits : Limits
         The largest experiment.
     signed_by : PublicKey, optional
@@ -136,7 +150,10 @@ class Permissions:
             ("data.name", config.data.name),
         ):
             self._check_part(key, name)
-        self._check_weights(config.model.weights)
+        self._check_model_settings(config)
+        self._check_file("model.weights", config.model.weights)
+        if config.data.split:
+            self._check_file("data.split", f"file:{config.data.split}")
         if self.keeps_own and sends_own(config):
             raise ConfigError(
                 "evaluation.global_model = true: the owner of this client lets no parameters go "
@@ -149,7 +166,13 @@ class Permissions:
         size = config.evaluation.batch_size
         self._check_size("evaluation.batch_size", size, "batch_size")
         self._check_size("train.epochs", config.train.epochs, "epochs")
+        for key, value in config.learner.options.items():
+            # Some methods train their heads for epochs of their own.
+            if key.endswith("epochs") and isinstance(value, int | float):
+                self._check_size(f"learner.{key}", value, "epochs")
         self._check_size("data.classes", config.data.classes, "classes")
+        self._check_size("data.clients", config.data.clients, "clients")
+        self._check_size("data.tasks", config.data.tasks, "tasks")
         self._check_size("data.shape", prod(config.data.shape), "image_values")
         # Pictures on disk have three channels at most.
         pixels = 3 * config.data.image_size**2
@@ -205,9 +228,49 @@ class Permissions:
         """
         self._check_size("the client's state in MiB", size // 2**20, "disk_mb")
 
+    def check_model(
+        self, config: ModelConfig, sample: SampleSpec, classes: int
+    ) -> None:
+        """Refuse a model of more parameters than the owner's limit.
+
+        Of a model that fedknow ships no memory is taken for it.
+
+        Raises
+        ------
+        ConfigError
+            Naming the limit.
+        """
+        # Imported late: PyTorch takes seconds.
+        from fedknow.client.models import count_parameters
+
+        count = count_parameters(config, sample, classes)
+        self._check_size("the model's parameters", count, "parameters")
+
+    def check_download(self, config: DataConfig) -> None:
+        """Refuse to fetch a data set from a public hub at a server's word.
+
+        Parameters
+        ----------
+        config : DataConfig
+            With the client's own folder of data.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such folder, and the owner allowed no download.
+        """
+        from fedknow.client.data.datasets import is_fetched
+
+        if "download" not in self.parts and is_fetched(config):
+            raise ConfigError(
+                f"data.name = {config.name!r}: this client has no folder of data, and fetches none "
+                "at a server's word; its owner can add --data DIR or --allow download to the "
+                "client's command"
+            )
+
     def _check_part(self, key: str, name: str) -> None:
         is_foreign = is_reference(name) or _is_of_a_package(key, name)
-        if not is_foreign or name in self.parts:
+        if not is_foreign or name in {*self.parts, *map(_part_name, self.parts)}:
             return
         permitted = ", ".join(sorted(self.parts)) or "none"
         raise ConfigError(
@@ -215,12 +278,32 @@ class Permissions:
             f"({permitted}); its owner can add --allow {name} to the client's command"
         )
 
-    def _check_weights(self, weights: str) -> None:
-        # A path that a server names is a file of the client's owner.
-        if weights.startswith("file:") and weights not in self.parts:
+    def _check_model_settings(self, config: ExperimentConfig) -> None:
+        """Refuse arguments for foreign code that the owner did not name."""
+        model = config.model
+        if not (
+            is_reference(model.name) or _is_of_a_package("model.name", model.name)
+        ):
+            # Of a model that fedknow ships all settings are checked.
+            return
+        named: set[str] = set()
+        for part in self.parts:
+            if _part_name(part) == model.name:
+                named.update(_part_settings(part))
+        unknown = sorted(model.options.keys() - named)
+        if unknown:
+            settings = ",".join(sorted({*named, *unknown}))
             raise ConfigError(
-                f"model.weights = {weights!r}: this client reads only files that its owner "
-                f"allowed; its owner can add --allow {weights} to the client's command"
+                f"model.{unknown[0]}: this client's owner allowed {model.name} without this "
+                f"setting; its owner can write --allow '{model.name}({settings})'"
+            )
+
+    def _check_file(self, key: str, name: str) -> None:
+        # A path that a server names is a file of the client's owner.
+        if name.startswith("file:") and name not in self.parts:
+            raise ConfigError(
+                f"{key} = {name.removeprefix('file:')!r}: this client reads only files that its "
+                f"owner allowed; its owner can add --allow {name} to the client's command"
             )
 
     def _check_size(self, key: str, value: float, limit: str) -> None:
@@ -240,6 +323,23 @@ def sends_own(config: ExperimentConfig) -> bool:
     from fedknow.client.learners import keeps_parameters
 
     return config.evaluation.global_model and keeps_parameters(config)
+
+
+def _part_name(part: str) -> str:
+    """Take the name out of a permitted part: what stands before its settings."""
+    return part.partition("(")[0].strip()
+
+
+def _part_settings(part: str) -> list[str]:
+    """Take the settings out of a permitted part.
+
+    Examples
+    --------
+    >>> _part_settings("my_models:build(width, depth)")
+    ['width', 'depth']
+    """
+    text = part.partition("(")[2].rstrip(") ")
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _is_of_a_package(key: str, name: str) -> bool:

@@ -127,6 +127,12 @@ def _load_listed(config: DataConfig) -> Dataset:
         ) from error
 
 
+def is_fetched(config: DataConfig) -> bool:
+    """Say whether a data set would be fetched from a public hub."""
+    has_folder = config.dir or os.environ.get("FEDKNOW_DATA", "")
+    return config.name in LISTED and not has_folder
+
+
 def list_datasets() -> dict[str, str]:
     """List the data sets known by name, with a line about each."""
     listed = {name: listing.summary for name, listing in LISTED.items()}

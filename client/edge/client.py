@@ -132,14 +132,14 @@ class EdgeClient:
         self._journal = Journal(state, key=read_key(state_key))
         self._thread = WorkThread()
         # Made only with the experiment, which the server sends.
-        make_node = node or partial(_make_node, data)
+        bounds = permissions or Permissions()
         self._worker = Worker(
             self.desk,
             self._journal,
-            make_node,
+            node or partial(_make_node, data, bounds),
             device,
             keep_after,
-            permissions or Permissions(),
+            bounds,
             data,
         )
         self._fence = self._journal.fence
@@ -359,7 +359,9 @@ def run_client(client: EdgeClient) -> None:
         client.join()
 
 
-def _make_node(data: Path | None, config: ExperimentConfig) -> Answerer:
+def _make_node(
+    data: Path | None, permissions: Permissions, config: ExperimentConfig
+) -> Answerer:
     """Make the node of an experiment over the data that are here."""
     # Imported late: PyTorch takes seconds, and the command line must answer before.
     from fedknow.client.data import make_benchmark
@@ -370,12 +372,15 @@ def _make_node(data: Path | None, config: ExperimentConfig) -> Answerer:
             raise ConfigError(
                 "this experiment is on the clients' own data: say where they are with --data DIR"
             )
-        return secured(
-            Node(config, LocalStream(data, config.data)), config, is_real=True
-        )
+        brought = LocalStream(data, config.data)
+        permissions.check_model(config.model, brought.spec, brought.classes)
+        return secured(Node(config, brought), config, is_real=True)
     # The server's folder means nothing on this machine.
     folder = "" if data is None else str(data)
     data_config = config.data.model_copy(update={"dir": folder})
     local_config = config.model_copy(update={"data": data_config})
-    node = Node(local_config, make_benchmark(local_config))
+    permissions.check_download(data_config)
+    stream = make_benchmark(local_config)
+    permissions.check_model(config.model, stream.spec, stream.classes)
+    node = Node(local_config, stream)
     return secured(node, local_config, is_real=True)

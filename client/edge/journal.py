@@ -158,7 +158,7 @@ class Journal:
             # No mark matches it, so that it is refused like any other damage.
             mark = b""
         # Earlier versions wrote no checksum, so their files began with a digit.
-        match = re.fullmatch(rb"(?:x([0-9a-f]{8}) )?(([0-9]+) ([^ ]+))", mark)
+        match = re.fullmatch(rb"(?:x([0-9a-f]{8}) )?(([0-9]+) ([^ ]*))", mark)
         if match is None or (
             match[1] and zlib.crc32(match[2]) != int(match[1], 16)
         ):

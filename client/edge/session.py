@@ -14,8 +14,10 @@ from fedknow.client.edge.errors import Gone, Refused
 from fedknow.client.edge.journal import key_of
 from fedknow.client.edge.threads import WorkThread, first_to_end, forever
 from fedknow.client.edge.worker import Worker
+from fedknow.client.state import StateError
 from fedknow.protocols.config import ConfigError
 from fedknow.protocols.messages import client_of
+from fedknow.protocols.plugins import explain
 from fedknow.protocols.transport import (
     HEARTBEAT_SECONDS,
     HELLO_SECONDS,
@@ -154,6 +156,13 @@ class Session:
             )
         except ConfigError as error:
             self._desk.complain(error)
+        # This machine's own troubles end the client, as they do elsewhere.
+        except (StateError, OSError):
+            raise
+        # Whatever else it is: the server's words led to it, and the server is told.
+        except Exception as error:
+            log.exception("the experiment cannot be made ready")
+            self._desk.complain(ConfigError(f"not made ready: {explain(error)}"))
         self._is_ready.set()
         await forever()
 

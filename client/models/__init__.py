@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from math import prod
 from typing import Any, cast
 
@@ -30,7 +31,11 @@ from fedknow.client.models.libraries import HUB, is_of_library, library_body
 from fedknow.client.models.minilm import minilm
 from fedknow.client.models.mlp import linear, mlp
 from fedknow.client.models.mobile import mobilenet_v2, shufflenet_v2
-from fedknow.client.models.parameters import check_dtypes, check_parameters
+from fedknow.client.models.parameters import (
+    check_composition,
+    check_dtypes,
+    check_parameters,
+)
 from fedknow.client.models.resnet import (
     resnet18,
     resnet152,
@@ -58,6 +63,7 @@ __all__ = [
     "Dropout",
     "SplitModel",
     "build_model",
+    "count_parameters",
     "list_models",
     "model_factory",
     "setting_names",
@@ -275,11 +281,30 @@ def _build_body(config: ModelConfig, spec: SampleSpec) -> Body:
         ) from None
 
 
-def _check_size(config: ModelConfig, spec: SampleSpec, classes: int) -> None:
-    """Refuse a network of more than :data:`MOST_PARAMETERS`.
+def count_parameters(
+    config: ModelConfig, sample: SampleSpec | Sequence[int], classes: int
+) -> int:
+    """Count the numbers in a network of body and head.
 
-    The network is built on PyTorch's meta device, so a huge one takes no memory.
+    It is built on PyTorch's meta device, so a huge one takes no memory. A user's model is built
+    as it is.
+
+    Raises
+    ------
+    ConfigError
+        As :func:`build_model`.
     """
+    spec = as_spec(sample)
+    if config.name not in _MODELS:
+        model = build_model(config, spec, classes, 0)
+        return sum(parameter.numel() for parameter in model.parameters())
+    _check_kind(config.name, spec)
+    # The dry run may draw numbers, which are nobody else's.
+    with torch.random.fork_rng(devices=[]):
+        return _count(config, spec, classes)
+
+
+def _count(config: ModelConfig, spec: SampleSpec, classes: int) -> int:
     try:
         # Tensors without memory: a slip of a digit must not fill it before it is refused.
         with torch.device("meta"):
@@ -289,8 +314,14 @@ def _check_size(config: ModelConfig, spec: SampleSpec, classes: int) -> None:
         # PyTorch's sizes end at 64 bits.
         count = MOST_PARAMETERS
         features = MOST_PARAMETERS
-    # The head's weights, which the dry run of the body leaves out.
-    count += features * classes
+    # What the dry run of the body leaves out: the layers behind it, and the head.
+    widths = [features, config.random_features, config.neck, classes]
+    return count + sum(a * b for a, b in pairwise(filter(None, widths)))
+
+
+def _check_size(config: ModelConfig, spec: SampleSpec, classes: int) -> None:
+    """Refuse a network of more than :data:`MOST_PARAMETERS`."""
+    count = _count(config, spec, classes)
     if count > MOST_PARAMETERS:
         pairs = config.options.items()
         options = ", ".join(f"model.{key} = {value!r}" for key, value in pairs)
@@ -323,7 +354,7 @@ def _user_model(config: ModelConfig, spec: SampleSpec, classes: int) -> nn.Modul
     assert isinstance(model, nn.Module)
     # Before a sample goes through, which fails for such types with PyTorch's own words.
     check_dtypes(model, config.name)
-    _check_composition(model, config.name, spec)
+    check_composition(model, config.name, spec)
     # After the sample, which gives lazy modules their shapes.
     check_parameters(model, config.name)
     return _adjusted(model, config, spec)
@@ -347,29 +378,6 @@ def _adjusted(
         return model
     head = cast(nn.Linear, model.get_submodule("head"))
     return SplitModel(partly_frozen(body, config, spec), head)
-
-
-def _check_composition(model: nn.Module, name: str, spec: SampleSpec) -> None:
-    """Refuse a model that is not its head after its body."""
-    body = model.get_submodule("body")
-    head = model.get_submodule("head")
-    with calling(name, "model.name"), torch.no_grad():
-        # Two samples: a model may squeeze the axis of a single one away.
-        x = spec.random(2)
-        was_training = model.training
-        # Dropout would make two passes differ.
-        model.eval()
-        features = body(x)
-        agrees = features.dim() == 2 and torch.allclose(
-            model(x), head(features), equal_nan=True
-        )
-        model.train(was_training)
-    if not agrees:
-        raise ConfigError(
-            f"model.name = {name!r}: model(x) must be model.head(model.body(x)), with "
-            f"features [n, features] between them; its body gives {list(features.shape)} "
-            f"for {list(x.shape)}"
-        )
 
 
 def _call_users_factory(

@@ -6,9 +6,11 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from fedknow.client.data.samples import SampleSpec
 from fedknow.protocols.config import ConfigError
+from fedknow.protocols.plugins import calling
 
-__all__ = ["check_dtypes", "check_parameters"]
+__all__ = ["check_composition", "check_dtypes", "check_parameters"]
 
 
 def check_dtypes(model: nn.Module, name: str) -> None:
@@ -41,6 +43,29 @@ def check_dtypes(model: nn.Module, name: str) -> None:
         raise ConfigError(
             f"model.name = {name!r}: parameter {place} is {kind}, and learners train "
             f"float32 only; {remedy}, or freeze it by requires_grad_(False)"
+        )
+
+
+def check_composition(model: nn.Module, name: str, spec: SampleSpec) -> None:
+    """Refuse a model that is not its head after its body."""
+    body = model.get_submodule("body")
+    head = model.get_submodule("head")
+    with calling(name, "model.name"), torch.no_grad():
+        # Two samples: a model may squeeze the axis of a single one away.
+        x = spec.random(2)
+        was_training = model.training
+        # Dropout would make two passes differ.
+        model.eval()
+        features = body(x)
+        agrees = features.dim() == 2 and torch.allclose(
+            model(x), head(features), equal_nan=True
+        )
+        model.train(was_training)
+    if not agrees:
+        raise ConfigError(
+            f"model.name = {name!r}: model(x) must be model.head(model.body(x)), with "
+            f"features [n, features] between them; its body gives {list(features.shape)} "
+            f"for {list(x.shape)}"
         )
 
 

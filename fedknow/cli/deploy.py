@@ -143,14 +143,17 @@ GIVE_UP = typer.Option(
 ALLOW = typer.Option(
     "--allow",
     metavar="MODULE:NAME",
-    help="Code of your own that the server may name; may be given many times.  [none]",
+    help="Code of your own that the server may name, with the settings that it may choose: "
+    "`my_models:build(width)`; a file, `file:PATH`; or `download`, for data sets of a public "
+    "hub. May be given many times.  [none]",
     show_default=False,
 )
 LIMIT = typer.Option(
     "--limit",
     metavar="KEY=NUMBER",
-    help="The largest experiment to take part in: batch_size, epochs, classes, "
-    "image_values, message_mb, disk_mb.  [4096, 1000, 100000, 4000000, 1024, 16384]",
+    help="The largest experiment to take part in: batch_size, epochs, classes, clients, tasks, "
+    "parameters, image_values, message_mb, disk_mb.  [4096, 1000, 100000, 10000, 1000, "
+    "200000000, 4000000, 1024, 16384]",
     show_default=False,
 )
 KEEP_OWN = typer.Option(

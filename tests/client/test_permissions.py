@@ -69,6 +69,10 @@ def test_shipped_parts_are_permitted():
          "data.classes = 50"),
         ({"data": {"name": "local", "classes": 5, "shape": [3, 100, 100]}},
          {"image_values": 29_999}, "data.shape = 30000"),
+        ({"data": {"clients": 30}}, {"clients": 29}, "data.clients = 30"),
+        ({"data": {"tasks": 4}}, {"tasks": 3}, "data.tasks = 4"),
+        ({"learner": {"name": "fedrep", "head_epochs": 9}}, {"epochs": 8},
+         "learner.head_epochs = 9"),
         ({"data": {"name": "cifar100", "image_size": 64}}, {"image_values": 12_000},
          "data.image_size = 12288"),
     ],
@@ -80,6 +84,56 @@ def test_an_experiment_over_a_limit_is_refused(tree, limit, key):
     assert key in str(error.value)
     assert f"--limit {next(iter(limit))}=" in str(error.value)
     Permissions().check(config)
+
+
+def test_a_server_chooses_no_arguments_of_foreign_code():
+    name = "my_models:build"
+    config = read_config({"model": {"name": name, "width": 3, "path": "/etc"}})
+    for allowed in (name, f"{name}()", f"{name}(width, depth)"):
+        with pytest.raises(ConfigError, match=r"model\.path") as error:
+            Permissions(frozenset({allowed})).check(config)
+        if "width" in allowed:
+            assert f"--allow '{name}(depth,path,width)'" in str(error.value)
+    Permissions(frozenset({f"{name}(path,width)"})).check(config)
+    # With what it says itself, foreign code needs no more than its name.
+    Permissions(frozenset({name})).check(read_config({"model": name}))
+    # A shipped model checks its own settings.
+    Permissions().check(read_config({"model": {"name": "mlp", "hidden": 9}}))
+
+
+@pytest.mark.parametrize(
+    ("section", "key"), [("data", "split"), ("model", "weights")]
+)
+def test_a_server_names_no_file_of_the_owners(section, key):
+    prefix = "file:" * (key == "weights")
+    tree = {"data": {"classes_per_task": 0}, "model": {"name": "mlp"}}
+    tree[section][key] = f"{prefix}/etc/passwd"
+    config = read_config(tree)
+    with pytest.raises(ConfigError, match="--allow file:/etc/passwd"):
+        Permissions().check(config)
+    Permissions(frozenset({"file:/etc/passwd"})).check(config)
+
+
+def test_nothing_is_fetched_at_a_servers_word(monkeypatch):
+    monkeypatch.delenv("FEDKNOW_DATA", raising=False)
+    data = read_config({"data": {"name": "cifar100"}}).data
+    with pytest.raises(ConfigError, match="--allow download"):
+        Permissions().check_download(data)
+    Permissions(frozenset({"download"})).check_download(data)
+    Permissions().check_download(data.model_copy(update={"dir": "/data"}))
+    Permissions().check_download(read_config({}).data)
+
+
+def test_a_model_over_the_limit_takes_no_memory():
+    small = Permissions(limits=Limits(parameters=1000))
+    huge = read_config({"model": {"name": "mlp", "hidden": 20_000}}).model
+    with pytest.raises(ConfigError, match="limit of 1000"):
+        small.check_model(huge, (1, 8, 8), 10)
+    wide = read_config({"model": {"name": "linear", "neck": 500}}).model
+    with pytest.raises(ConfigError, match=r"parameters = 37000"):
+        small.check_model(wide, (1, 8, 8), 10)
+    linear = read_config({"model": "linear"}).model
+    small.check_model(linear, (1, 8, 8), 10)
 
 
 def test_an_owner_lets_no_head_go():

@@ -557,6 +557,63 @@ def test_bytes_it_cannot_read_are_refused_and_it_tries_again(client):
     assert node.done() == []
 
 
+DEEP = "a = " + "[" * 5000
+LONG = "a = " + "1" * 5000
+
+
+@pytest.mark.parametrize(
+    ("greeting", "words"),
+    [
+        (welcome(2, DEEP, "run"), "nested too deeply"),
+        (welcome(2, LONG, "run"), "Exceeds the limit"),
+        (welcome(2, "seed = 1", "a run"), "which is no name of a run"),
+        (welcome(2, "seed = 1", "../../x"), "which is no name of a run"),
+        (welcome(1, "seed = 1", "run"), "calls this client node 1"),
+        (welcome(2**60, "seed = 1", "run"), "which no experiment has"),
+        (welcome(2, "seed = 1", "run", bytes(99)), "a fence of 99 bytes"),
+    ],
+)
+def test_hostile_invitations_are_refused_in_a_sentence(client, greeting, words):
+    script = Script([greeting, None])
+    error = client(script, Counter()).result()
+    told = refused(script.heard.get(timeout=WAIT))
+    script.server.stop(0).wait()
+    assert isinstance(error, ConfigError)
+    assert words in str(error)
+    assert words in told.reason
+
+
+def test_what_fails_at_a_servers_words_is_told_to_it(client, monkeypatch):
+    def broken(data, permissions, config):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(edge, "_make_node", broken)
+    script = Script([welcome(2, "seed = 1", "run"), None])
+    error = client(script, None).result()
+    told = refused(script.heard.get(timeout=WAIT))
+    script.server.stop(0).wait()
+    assert isinstance(error, ConfigError)
+    assert "not made ready: RuntimeError: no such kernel" in told.reason
+
+
+def test_what_is_not_permitted_deletes_nothing(client, tmp_path):
+    """Another run begins with an empty folder; whoever may not begin one may not empty it."""
+    kept = tmp_path / "0" / "states" / "000000"
+    first = Script(
+        [welcome(2, "seed = 1", "first"), goodbye(True, "the run is over")]
+    )
+    assert client(first, Counter()).result() is None
+    first.server.stop(0).wait()
+    kept.mkdir(parents=True, exist_ok=True)
+    (kept / "old").touch()
+    hostile = "model = 'torch.hub:load'"
+    second = Script([welcome(2, hostile, "second"), None])
+    assert "--allow" in str(client(second, Counter()).result())
+    second.server.stop(0).wait()
+    assert (kept / "old").exists()
+    assert (tmp_path / "0" / "run").read_bytes().endswith(b"2 first")
+
+
 def test_another_version_of_the_server_ends_it(client):
     other = Frame()
     other.welcome.protocol = 99
