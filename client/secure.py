@@ -27,6 +27,7 @@ from fedknow.protocols.messages import (
     Message,
     Metrics,
 )
+from fedknow.protocols.secure import rounds
 from fedknow.protocols.secure.fixed import encode
 from fedknow.protocols.secure.masks import (
     KEY_BYTES,
@@ -37,23 +38,6 @@ from fedknow.protocols.secure.masks import (
     pair_mask,
     public_key,
     seal_shares,
-)
-from fedknow.protocols.secure.rounds import (
-    KEYS,
-    MASK_KEY,
-    MASK_KEYS,
-    MASKED,
-    MINIMUM,
-    NODES,
-    SEALED,
-    SECURE,
-    SESSION,
-    SHARE_KEY,
-    SHARE_KEYS,
-    SHARES,
-    SURVIVORS,
-    UNMASK,
-    threshold_of,
 )
 from fedknow.protocols.secure.shamir import SHARE_BYTES, deal
 from fedknow.protocols.work import COSTS, NUM_EXAMPLES, ScoreWork, TrainWork
@@ -85,10 +69,10 @@ class SecureNode:
     def handle(self, message: Message, state: State) -> Reply:
         """Answer a message; see :meth:`fedknow.client.node.Node.handle`."""
         steps = {
-            KEYS: self._make_keys,
-            SHARES: self._deal_shares,
+            rounds.KEYS: self._make_keys,
+            rounds.SHARES: self._deal_shares,
             TRAIN: self._train,
-            UNMASK: self._unmask,
+            rounds.UNMASK: self._unmask,
         }
         # In the client's state: the next wave's work may go to another process.
         session = state.get(STATE, {})
@@ -118,16 +102,20 @@ class SecureNode:
         request = message.config()
         # New in each round, as an opened mask hides nothing a second time.
         secret = {
-            SESSION: _text(request, SESSION).hex(),
-            SHARE_KEY: new_key().hex(),
-            MASK_KEY: new_key().hex(),
+            rounds.SESSION: _text(request, rounds.SESSION).hex(),
+            rounds.SHARE_KEY: new_key().hex(),
+            rounds.MASK_KEY: new_key().hex(),
             # Masks of pairs alone would not do: they are opened of a client that answers late.
             "mask": secrets.token_bytes(KEY_BYTES).hex(),
         }
         answer = Config(
             {
-                SHARE_KEY: public_key(bytes.fromhex(secret[SHARE_KEY])),
-                MASK_KEY: public_key(bytes.fromhex(secret[MASK_KEY])),
+                rounds.SHARE_KEY: public_key(
+                    bytes.fromhex(secret[rounds.SHARE_KEY])
+                ),
+                rounds.MASK_KEY: public_key(
+                    bytes.fromhex(secret[rounds.MASK_KEY])
+                ),
             }
         )
         return _reply(message, answer), {**state, STATE: secret}
@@ -141,26 +129,26 @@ class SecureNode:
         """Wave 2: deal shares of both secrets, sealed for each client."""
         request = message.config()
         _check_session(request, session)
-        nodes = _nodes(request, NODES)
-        share_keys = _texts(request, SHARE_KEYS, len(nodes))
-        mask_keys = _texts(request, MASK_KEYS, len(nodes))
-        if message.node not in nodes or len(nodes) < MINIMUM:
+        nodes = _nodes(request, rounds.NODES)
+        share_keys = _texts(request, rounds.SHARE_KEYS, len(nodes))
+        mask_keys = _texts(request, rounds.MASK_KEYS, len(nodes))
+        if message.node not in nodes or len(nodes) < rounds.MINIMUM:
             raise ValueError(
-                f"secure aggregation among nodes {nodes}: it takes {MINIMUM} or more, and this "
-                f"client, node {message.node}, among them"
+                f"secure aggregation among nodes {nodes}: it takes {rounds.MINIMUM} or more, "
+                f"and this client, node {message.node}, among them"
             )
         own_key = mask_keys[nodes.index(message.node)]
         # Two with one key would have masks that are no secret of a pair.
-        if own_key != public_key(_secret(session, MASK_KEY)) or len(
+        if own_key != public_key(_secret(session, rounds.MASK_KEY)) or len(
             set(mask_keys)
         ) < len(nodes):
             raise ValueError(
                 "the server handed out keys that are not those of the clients"
             )
-        threshold = threshold_of(self._privacy.threshold, len(nodes))
+        threshold = rounds.threshold_of(self._privacy.threshold, len(nodes))
         # Both secrets are dealt, and of each client only one is ever opened; see `_unmask`.
         of_mask = deal(_secret(session, "mask"), nodes, threshold)
-        of_key = deal(_secret(session, MASK_KEY), nodes, threshold)
+        of_key = deal(_secret(session, rounds.MASK_KEY), nodes, threshold)
         # The server carries the packages, so each is sealed for the one that may open it.
         sealed = [
             seal_shares(
@@ -174,11 +162,14 @@ class SecureNode:
         # The peers' keys are kept: in the next wave the server could show others.
         dealt = {
             **session,
-            NODES: nodes,
-            SHARE_KEYS: [key.hex() for key in share_keys],
-            MASK_KEYS: [key.hex() for key in mask_keys],
+            rounds.NODES: nodes,
+            rounds.SHARE_KEYS: [key.hex() for key in share_keys],
+            rounds.MASK_KEYS: [key.hex() for key in mask_keys],
         }
-        return _reply(message, Config({SEALED: sealed})), {**state, STATE: dealt}
+        return _reply(message, Config({rounds.SEALED: sealed})), {
+            **state,
+            STATE: dealt,
+        }
 
     def _train(
         self,
@@ -187,20 +178,20 @@ class SecureNode:
         session: Mapping[str, Any],
     ) -> Reply:
         """Wave 3: train, and send the update under masks."""
-        request = message.content.get(SECURE)
+        request = message.content.get(rounds.SECURE)
         if not isinstance(request, Config):
             raise ValueError(
                 "the server asks for an update in the clear, but the experiment says "
                 "privacy.secure = true"
             )
         _check_session(request, session)
-        peers = _nodes(request, NODES)
+        peers = _nodes(request, rounds.NODES)
         threshold = self._check_peers(peers, message.node, session)
         # The node sees an ordinary message: training knows nothing of masks.
         content = {
             name: record
             for name, record in message.content.items()
-            if name != SECURE
+            if name != rounds.SECURE
         }
         reply, new = self._node.handle(replace(message, content=content), state)
         if reply.failure is not None:
@@ -214,9 +205,9 @@ class SecureNode:
         numbers = numbers + self._masks(
             peers, message.node, session, numbers.size
         )
-        masked: Arrays = Arrays({MASKED: numbers})
+        masked: Arrays = Arrays({rounds.MASKED: numbers})
         # The clients of this sum, so that no other set of them can be opened.
-        trained = {**session, SURVIVORS: peers, "threshold": threshold}
+        trained = {**session, rounds.SURVIVORS: peers, "threshold": threshold}
         answer = replace(reply, content={**reply.content, ARRAYS: masked})
         return answer, {**new, STATE: trained}
 
@@ -229,9 +220,11 @@ class SecureNode:
     ) -> np.ndarray:
         """Add up this client's own mask and those of its pairs."""
         total = mask(_secret(session, "mask"), size)
-        public_keys = dict(zip(session[NODES], session[MASK_KEYS], strict=True))
-        private = _secret(session, MASK_KEY)
-        session_id = _secret(session, SESSION)
+        public_keys = dict(
+            zip(session[rounds.NODES], session[rounds.MASK_KEYS], strict=True)
+        )
+        private = _secret(session, rounds.MASK_KEY)
+        session_id = _secret(session, rounds.SESSION)
         for peer in peers:
             if peer != node:
                 public = bytes.fromhex(public_keys[peer])
@@ -253,10 +246,10 @@ class SecureNode:
         """
         request = message.config()
         _check_session(request, session)
-        if SURVIVORS not in session:
+        if rounds.SURVIVORS not in session:
             raise ValueError("the sum is to be opened before updates were sent")
-        survivors = _nodes(request, SURVIVORS)
-        peers = session[SURVIVORS]
+        survivors = _nodes(request, rounds.SURVIVORS)
+        peers = session[rounds.SURVIVORS]
         # The sum of a few updates would tell much of each of them.
         if not set(survivors) <= set(peers) or (
             len(survivors) < session["threshold"]
@@ -265,8 +258,10 @@ class SecureNode:
                 f"the sum of nodes {survivors} is to be opened: they must be "
                 f"{session['threshold']} or more of {peers}"
             )
-        sealed = _texts(request, SEALED, len(peers))
-        public_keys = dict(zip(session[NODES], session[SHARE_KEYS], strict=True))
+        sealed = _texts(request, rounds.SEALED, len(peers))
+        public_keys = dict(
+            zip(session[rounds.NODES], session[rounds.SHARE_KEYS], strict=True)
+        )
         shares = []
         for peer, package in zip(peers, sealed, strict=True):
             public = bytes.fromhex(public_keys[peer])
@@ -276,12 +271,12 @@ class SecureNode:
             is_there = peer in survivors
             shares.append(pair[:SHARE_BYTES] if is_there else pair[SHARE_BYTES:])
         # The secrets go with the answer, so that a round is opened once at most.
-        return _reply(message, Config({SHARES: shares})), state
+        return _reply(message, Config({rounds.SHARES: shares})), state
 
     def _share_key(self, session: Mapping[str, Any], public: bytes) -> bytes:
         """Agree on the key that seals shares between two clients."""
-        private = _secret(session, SHARE_KEY)
-        return agree(private, public, "share", _secret(session, SESSION))
+        private = _secret(session, rounds.SHARE_KEY)
+        return agree(private, public, "share", _secret(session, rounds.SESSION))
 
     def _check_peers(
         self,
@@ -290,8 +285,8 @@ class SecureNode:
         session: Mapping[str, Any],
     ) -> int:
         """Check who shares a sum; give how many must stay until it is opened."""
-        nodes = session.get(NODES, [])
-        threshold = threshold_of(self._privacy.threshold, len(nodes))
+        nodes = session.get(rounds.NODES, [])
+        threshold = rounds.threshold_of(self._privacy.threshold, len(nodes))
         if node not in peers or not set(peers) <= set(nodes):
             raise ValueError(
                 f"the sum of nodes {list(peers)} is not one of those that dealt shares: {nodes}"
@@ -321,12 +316,12 @@ class SecureNode:
 def _reply(message: Message, record: Config) -> Message:
     """Answer with a record; the work counts as free."""
     costs = Metrics(dict.fromkeys(COSTS, 0))
-    return message.reply({SECURE: record, METRICS: costs})
+    return message.reply({rounds.SECURE: record, METRICS: costs})
 
 
 def _check_session(request: Config, session: Mapping[str, Any]) -> None:
     """Refuse messages of another round, or after a restart in between."""
-    if _text(request, SESSION).hex() != session.get(SESSION):
+    if _text(request, rounds.SESSION).hex() != session.get(rounds.SESSION):
         raise ValueError(
             "this client has no secrets of this round; it can take part in the next one"
         )

@@ -22,6 +22,7 @@ from fedknow.protocols.messages import (
     Metrics,
     client_of,
 )
+from fedknow.protocols.secure import rounds
 from fedknow.protocols.secure.fixed import decode, size_of
 from fedknow.protocols.secure.masks import (
     KEY_BYTES,
@@ -30,23 +31,6 @@ from fedknow.protocols.secure.masks import (
     new_key,
     pair_mask,
     public_key,
-)
-from fedknow.protocols.secure.rounds import (
-    KEYS,
-    MASK_KEY,
-    MASK_KEYS,
-    MASKED,
-    MINIMUM,
-    NODES,
-    SEALED,
-    SECURE,
-    SESSION,
-    SHARE_KEY,
-    SHARE_KEYS,
-    SHARES,
-    SURVIVORS,
-    UNMASK,
-    threshold_of,
 )
 from fedknow.protocols.secure.shamir import recover, weights_at_zero
 from fedknow.protocols.work import NUM_EXAMPLES
@@ -148,8 +132,8 @@ class SecureRounds:
         nodes = sorted({each.metadata.dst_node_id for each in messages})
         # From the system and not from the seed, which clients know.
         id = secrets.token_bytes(KEY_BYTES)
-        work = {node: Config({SESSION: id}) for node in nodes}
-        keys = self._wave(KEYS, work, _public_keys)
+        work = {node: Config({rounds.SESSION: id}) for node in nodes}
+        keys = self._wave(rounds.KEYS, work, _public_keys)
         share_keys: dict[int, bytes] = {}
         mask_keys: dict[int, bytes] = {}
         for node, (share_key, mask_key) in sorted(keys.items()):
@@ -160,21 +144,21 @@ class SecureRounds:
             share_keys[node] = share_key
             mask_keys[node] = mask_key
         members = sorted(mask_keys)
-        self._require(len(members), MINIMUM, len(nodes), "made keys")
+        self._require(len(members), rounds.MINIMUM, len(nodes), "made keys")
         share = self._run.parts.config.privacy.threshold
-        threshold = threshold_of(share, len(members))
+        threshold = rounds.threshold_of(share, len(members))
         request = Config(
             {
-                SESSION: id,
-                NODES: members,
-                SHARE_KEYS: [share_keys[node] for node in members],
-                MASK_KEYS: [mask_keys[node] for node in members],
+                rounds.SESSION: id,
+                rounds.NODES: members,
+                rounds.SHARE_KEYS: [share_keys[node] for node in members],
+                rounds.MASK_KEYS: [mask_keys[node] for node in members],
             }
         )
         answers = self._wave(
-            SHARES,
+            rounds.SHARES,
             dict.fromkeys(members, request),
-            lambda record: _texts(record, SEALED, len(members)),
+            lambda record: _texts(record, rounds.SEALED, len(members)),
         )
         sealed = {
             node: dict(zip(members, packages, strict=True))
@@ -187,18 +171,22 @@ class SecureRounds:
         self, session: _Session, messages: Sequence[FlowerMessage]
     ) -> dict[int, Message]:
         """Wave 3: masked updates, by node."""
-        record = ConfigRecord({SESSION: session.id, NODES: session.peers})
+        record = ConfigRecord(
+            {rounds.SESSION: session.id, rounds.NODES: session.peers}
+        )
         chosen = [
             message
             for message in messages
             if message.metadata.dst_node_id in session.sealed
         ]
         for message in chosen:
-            message.content = RecordDict({**message.content, SECURE: record})
+            message.content = RecordDict(
+                {**message.content, rounds.SECURE: record}
+            )
         size = size_of(self._run.state.arrays)
         # Masked numbers have another name and type than the update that is expected.
         self._run.incidents.inspector.expect_masked(
-            Arrays({MASKED: np.zeros(size, np.uint64)})
+            Arrays({rounds.MASKED: np.zeros(size, np.uint64)})
         )
         replies = {
             reply.metadata.src_node_id: from_flower(reply, {})
@@ -218,17 +206,17 @@ class SecureRounds:
         work = {
             node: Config(
                 {
-                    SESSION: session.id,
-                    SURVIVORS: survivors,
-                    SEALED: session.sealed_for(node),
+                    rounds.SESSION: session.id,
+                    rounds.SURVIVORS: survivors,
+                    rounds.SEALED: session.sealed_for(node),
                 }
             )
             for node in survivors
         }
         answers = self._wave(
-            UNMASK,
+            rounds.UNMASK,
             work,
-            lambda record: _texts(record, SHARES, len(session.peers)),
+            lambda record: _texts(record, rounds.SHARES, len(session.peers)),
         )
         self._require(
             len(answers), session.threshold, len(survivors), "opened the sum"
@@ -239,7 +227,7 @@ class SecureRounds:
         # Unsigned numbers wrap around, as masks do: all sums are modulo 2**64.
         total = np.zeros(size_of(self._run.state.arrays), np.uint64)
         for reply in replies.values():
-            total = total + reply.arrays()[MASKED]
+            total = total + reply.arrays()[rounds.MASKED]
         for place, node in enumerate(session.peers):
             parts = {point: answers[point][place] for point in points}
             secret = _recover(parts, weights, node)
@@ -288,10 +276,12 @@ class SecureRounds:
             # A failure was recorded when it arrived.
             if reply.failure is not None:
                 continue
-            record = reply.content.get(SECURE)
+            record = reply.content.get(rounds.SECURE)
             try:
                 if not isinstance(record, Config):
-                    raise ValueError(f"its answer has no record {SECURE!r}")
+                    raise ValueError(
+                        f"its answer has no record {rounds.SECURE!r}"
+                    )
                 answers[reply.node] = read(record)
             except ValueError as error:
                 self._leave_out(reply.node, str(error))
@@ -373,7 +363,7 @@ def _weight(reply: Message) -> float:
 def _public_keys(record: Config) -> tuple[bytes, bytes]:
     """Read the public keys that a client shows: for shares, and for masks."""
     keys = []
-    for name in (SHARE_KEY, MASK_KEY):
+    for name in (rounds.SHARE_KEY, rounds.MASK_KEY):
         value = record.get(name)
         if not isinstance(value, bytes) or len(value) != KEY_BYTES:
             raise ValueError(f"its {name} is not of {KEY_BYTES} bytes")
