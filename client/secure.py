@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from fedknow.client.host import Answerer
+from fedknow.client.learners.frames.learner import Learner
 from fedknow.client.state import State
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.protocols.messages import (
@@ -64,7 +65,7 @@ class SecureNode:
     def __init__(self, node: Answerer, config: ExperimentConfig) -> None:
         self._node = node
         self._privacy = config.privacy
-        self.learner = getattr(node, "learner", None)
+        self.learner: Learner | None = getattr(node, "learner", None)
 
     def handle(self, message: Message, state: State) -> Reply:
         """Answer a message; see :meth:`fedknow.client.node.Node.handle`."""
@@ -86,7 +87,7 @@ class SecureNode:
         try:
             if step is not None:
                 return step(message, stripped, session)
-            self._refuse_collection(message)
+            _refuse_collection(message, self.learner)
         except ValueError as error:
             # The round's secrets go, so that no second try can use them.
             return message.fail(CLIENT_FAILED, str(error)), stripped
@@ -298,19 +299,19 @@ class SecureNode:
             )
         return threshold
 
-    def _refuse_collection(self, message: Message) -> None:
-        """Keep what a client keeps to itself."""
-        # Scoring may collect personal parameters, which no mask would hide.
-        if message.kind == EVALUATE:
-            work = ScoreWork.from_content(message.content)
-            if work.should_collect and self._keeps_something():
-                raise ValueError(
-                    "the server asks for parameters that this client keeps to itself, but the "
-                    "experiment says privacy.secure = true"
-                )
 
-    def _keeps_something(self) -> bool:
-        return self.learner is not None and bool(self.learner.local_parameters())
+def _refuse_collection(message: Message, learner: Learner | None) -> None:
+    """Keep what a client keeps to itself."""
+    # Scoring may collect personal parameters, which no mask would hide.
+    if message.kind != EVALUATE:
+        return
+    keeps_something = learner is not None and bool(learner.local_parameters())
+    work = ScoreWork.from_content(message.content)
+    if work.should_collect and keeps_something:
+        raise ValueError(
+            "the server asks for parameters that this client keeps to itself, but the "
+            "experiment says privacy.secure = true"
+        )
 
 
 def _reply(message: Message, record: Config) -> Message:

@@ -144,7 +144,7 @@ class SecureRounds:
             share_keys[node] = share_key
             mask_keys[node] = mask_key
         members = sorted(mask_keys)
-        self._require(len(members), rounds.MINIMUM, len(nodes), "made keys")
+        _require(len(members), rounds.MINIMUM, len(nodes), "made keys")
         share = self._run.parts.config.privacy.threshold
         threshold = rounds.threshold_of(share, len(members))
         request = Config(
@@ -164,7 +164,7 @@ class SecureRounds:
             node: dict(zip(members, packages, strict=True))
             for node, packages in answers.items()
         }
-        self._require(len(sealed), threshold, len(members), "dealt shares")
+        _require(len(sealed), threshold, len(members), "dealt shares")
         return _Session(id, threshold, share_keys, mask_keys, sealed)
 
     def _train(
@@ -193,7 +193,7 @@ class SecureRounds:
             for reply in self._run.strategy_grid.send_and_receive(chosen)
             if not reply.has_error()
         }
-        self._require(
+        _require(
             len(replies), session.threshold, len(session.peers), "sent updates"
         )
         return dict(sorted(replies.items()))
@@ -218,7 +218,7 @@ class SecureRounds:
             work,
             lambda record: _texts(record, rounds.SHARES, len(session.peers)),
         )
-        self._require(
+        _require(
             len(answers), session.threshold, len(survivors), "opened the sum"
         )
         # As many as needed, the same for all secrets, so that the weights are computed once.
@@ -328,12 +328,14 @@ class SecureRounds:
                 "shares, or a wrong update, and the sum does not tell which"
             )
 
-    def _require(self, count: int, minimum: int, clients: int, deed: str) -> None:
-        if count < minimum:
-            raise _TooFew(
-                f"secure aggregation: {count} of {clients} clients {deed}, and {minimum} are "
-                "needed; lower privacy.threshold, or have more clients in a round"
-            )
+
+def _require(count: int, minimum: int, clients: int, deed: str) -> None:
+    """Refuse to go on with fewer clients than are needed."""
+    if count < minimum:
+        raise _TooFew(
+            f"secure aggregation: {count} of {clients} clients {deed}, and {minimum} are "
+            "needed; lower privacy.threshold, or have more clients in a round"
+        )
 
 
 def _recover(
