@@ -2,10 +2,13 @@
 
     python benchmarks/fuzz_doors.py --seconds 60
 
-These are the server's invitation with its configuration, which a client reads; settings of a
-round; answers of clients, which the server's checks read; credentials and fences; and texts that
-go into logs. Each may end in the error that is made for it, and in no other way. Prints what came
-of the inputs and how far the process grew.
+    python benchmarks/fuzz_doors.py --inputs 1000000 --seconds 36000
+
+These are the server's invitation with its configuration, which a client reads; work and the
+settings of a round; the messages of secure aggregation, on both sides; answers of clients, which
+the server's checks read; credentials and fences; and texts that go into logs. Each may end in
+the error that is made for it, and in no other way. Prints what came of the inputs, and
+how far the process grew from a tenth of the way on.
 """
 
 from __future__ import annotations
@@ -14,16 +17,18 @@ import argparse
 import collections
 import json
 import random
-import resource
 import time
-import tomllib
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
+from _fuzzing import NUMBERS, WORDS, Fault, setting, value, watched
 
+from fedknow.client.edge.intake import check_names, read_toml
 from fedknow.client.permissions import Permissions
+from fedknow.client.secure import SecureNode
 from fedknow.protocols.config import ConfigError, TrainConfig, read_config
 from fedknow.protocols.instructions import read_instructions
 from fedknow.protocols.messages import (
@@ -31,10 +36,13 @@ from fedknow.protocols.messages import (
     EVALUATE,
     TRAIN,
     Arrays,
+    Config,
     Message,
     Metrics,
 )
+from fedknow.protocols.secure import rounds
 from fedknow.protocols.security import CredentialError, Tokens, authenticate
+from fedknow.protocols.security.identity import client_of_peer, client_uri
 from fedknow.protocols.texts import printable
 from fedknow.protocols.wire import (
     Code,
@@ -49,9 +57,17 @@ from fedknow.protocols.wire import (
     welcome,
 )
 from fedknow.protocols.wire.frames import Assembler
+from fedknow.protocols.work import (
+    EndTaskWork,
+    ScoreWork,
+    TrainWork,
+    Work,
+    merge_settings,
+)
 from fedknow.server.checks.claims import Claims
 from fedknow.server.checks.replies import Inspector
 from fedknow.server.grids.fences import Fences
+from fedknow.server.run.secure import read_keys, read_texts
 
 CONFIG = read_config({}).to_toml()
 KNOWN = Arrays(w=np.zeros((3, 2), np.float32), b=np.zeros(2, np.float32))
@@ -60,54 +76,9 @@ TOKEN = "3." + "A" * 43
 TOKENS = Tokens({})
 TOKENS.add(TOKEN)
 FENCES = Fences(b"secret")
-NUMBERS = (
-    0,
-    1,
-    -1,
-    2**31,
-    2**62,
-    -(2**63),
-    0.0,
-    -0.0,
-    1e308,
-    -1e308,
-    5e-324,
-    float("nan"),
-    float("inf"),
-)
-WORDS = (
-    "torch.hub:load",
-    "os:system",
-    "../../etc/passwd",
-    "local",
-    "auto",
-    "\x1b[2J",
-    "\u202e",
-    "x" * 5000,
-    "",
-    "nan",
-    "1e400",
-)
-
-
-class Fault(Exception):
-    """A reader let something pass that it must not."""
-
-
-def value(draw: random.Random) -> Any:
-    """Draw a value that a peer may send for any other."""
-    kind = draw.randrange(6)
-    if kind == 0:
-        return draw.choice(WORDS)
-    if kind == 1:
-        return [draw.choice(NUMBERS) for _ in range(draw.randrange(4))]
-    if kind == 2:
-        return draw.random() < 0.5
-    if kind == 3:
-        return draw.randrange(-10, 100)
-    if kind == 4:
-        return [draw.choice(WORDS) for _ in range(draw.randrange(3))]
-    return draw.choice(NUMBERS)
+NODES = (2, 2, 2, 3, 0, 1, 2**31, 2**63)
+SECURE_CONFIG = read_config({"privacy": {"secure": True}})
+SESSION = bytes(range(32))
 
 
 def read_invitation(draw: random.Random) -> str:
@@ -128,13 +99,17 @@ def read_invitation(draw: random.Random) -> str:
             spot = draw.randrange(len(lines[at]) + 1)
             noise = chr(draw.randrange(1, 0xD800))
             lines[at] = lines[at][:spot] + noise + lines[at][spot:]
-    frame = parse(welcome(2, "\n".join(lines), "run", draw.randbytes(32)))
-    check_version(frame.welcome)
-    try:
-        tree = tomllib.loads(frame.welcome.config)
-    except tomllib.TOMLDecodeError:
-        return "no TOML"
-    config = read_config(tree)
+    if draw.random() < 0.05:
+        # Deeper, and with more digits, than Python's own readers go.
+        lines.insert(0, draw.choice(("x = " + "[" * 3000, "x = " + "9" * 5000)))
+    names = draw.choice(("run", "4fe1", "a run", "../x", "")), draw.choice(NODES)
+    fence = draw.randbytes(draw.choice((0, 32, 32, 65)))
+    invitation = parse(
+        welcome(names[1], "\n".join(lines), names[0], fence)
+    ).welcome
+    check_version(invitation)
+    check_names(invitation.run, invitation.node, invitation.fence)
+    config = read_config(read_toml(invitation.config))
     Permissions().check(config)
     for name in (config.model.name, config.learner.name, config.data.name):
         if ":" in name:
@@ -155,6 +130,86 @@ def read_settings(draw: random.Random) -> str:
     if not 0 < read.train.epochs <= 1000:
         raise Fault(f"{read.train.epochs} epochs")
     return "read"
+
+
+def read_work(draw: random.Random) -> str:
+    """Read a piece of work, as a client does before it trains."""
+    names = ["task", "round", "rounds", "tasks", "server-round", "scoring"]
+    names += ["collect", "forward", "lr", "epochs", draw.choice(WORDS)]
+    config = Config({name: value(draw) for name in draw.sample(names, 5)})
+    if draw.random() < 0.5:
+        config |= {"task": 0, "round": 1}
+    content = {"arrays": KNOWN, "config": config, "metrics": Metrics(task=1)}
+    if draw.random() < 0.3:
+        del content[draw.choice(list(content))]
+    settings = merge_settings(content)
+    Permissions().check_work(settings, TrainConfig())
+    kind: type[Work] = draw.choice((TrainWork, EndTaskWork, ScoreWork))
+    try:
+        kind.from_content(content)
+    except ValueError:
+        return "refused"
+    return "read"
+
+
+class Echo:
+    """A node that sends back what it got."""
+
+    def handle(self, work: Message, state: Any) -> tuple[Message, Any]:
+        """Answer work."""
+        metrics = Metrics({"num-examples": 1})
+        return work.reply({"arrays": work.arrays(), "metrics": metrics}), state
+
+
+def read_secure(draw: random.Random) -> str:
+    """Read the messages of secure aggregation, on a client and on the server."""
+    node = SecureNode(Echo(), SECURE_CONFIG)
+    _, state = node.handle(secure_request(rounds.KEYS, {}, draw), {})
+    keys = [new_public(draw) for _ in range(3)]
+    request = {
+        rounds.NODES: [2, 3, 4],
+        rounds.SHARE_KEYS: keys,
+        rounds.MASK_KEYS: keys,
+        rounds.SURVIVORS: [2, 3, 4],
+        rounds.SEALED: [draw.randbytes(92) for _ in range(3)],
+    }
+    for _ in range(draw.randint(1, 2)):
+        request[draw.choice(list(request))] = setting(draw)
+    kind = draw.choice((rounds.SHARES, rounds.UNMASK, TRAIN))
+    reply, new = node.handle(secure_request(kind, request, draw), state)
+    record = Config(
+        {rounds.SHARE_KEY: keys[0], rounds.MASK_KEY: keys[1], **request}
+    )
+    with suppress(ValueError):
+        read_keys(record)
+    with suppress(ValueError):
+        read_texts(record, rounds.SEALED, 3)
+    if reply.failure is None:
+        return "answered"
+    if "secure" in new:
+        raise Fault("the secrets of a round that failed are kept")
+    return "refused"
+
+
+def secure_request(
+    kind: str, request: dict[str, Any], draw: random.Random
+) -> Message:
+    """Make a message of the server's, most often of the right session."""
+    session = SESSION if draw.random() < 0.9 else setting(draw)
+    config = Config({rounds.SESSION: session, **request})
+    content: dict[str, Any] = {"config": config}
+    if kind == TRAIN:
+        content = {
+            "arrays": KNOWN,
+            "config": Config(task=0, round=1),
+            rounds.SECURE: config,
+        }
+    return Message(kind, 2, "1", content=content)
+
+
+def new_public(draw: random.Random) -> bytes:
+    """Draw what may pass for a public key."""
+    return draw.choice((bytes(32), draw.randbytes(32), draw.randbytes(31)))
 
 
 def make_answer(draw: random.Random) -> Message:
@@ -231,6 +286,11 @@ def read_credential(draw: random.Random) -> str:
     fence[draw.randrange(len(fence))] ^= 1 << draw.randrange(8)
     if FENCES.is_known(2, bytes(fence)):
         raise Fault("a fence that was never issued")
+    name = bytearray(b"fedknow://client/3")
+    name[draw.randrange(len(name))] = draw.randrange(256)
+    named = client_of_peer({"x509_subject_alternative_name": [bytes(name)]})
+    if named is not None and client_uri(named).encode() != bytes(name):
+        raise Fault(f"{bytes(name)!r} names client {named}")
     client = authenticate({}, headers, TOKENS, draw.choice((None, 3, 4)))
     if client != 3 or word != TOKEN:
         raise Fault(f"{word!r} lets client {client} in")
@@ -256,6 +316,8 @@ def read_text(draw: random.Random) -> str:
 WAYS: tuple[Callable[[random.Random], str], ...] = (
     read_invitation,
     read_settings,
+    read_work,
+    read_secure,
     read_answer,
     read_credential,
     read_text,
@@ -301,18 +363,10 @@ def main() -> None:
     """Run the command."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--seconds", type=float, default=60)
+    options.add_argument("--inputs", type=int, help="stop after so many")
     options.add_argument("--seed", type=int, default=0)
     chosen = options.parse_args()
-    run(2000, chosen.seconds, chosen.seed)  # what is loaded once is loaded
-    memory_at_start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    outcomes = run(None, chosen.seconds, chosen.seed + 1)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory_at_start
-    print(
-        f"{outcomes.total()} inputs in {chosen.seconds:g} s; the peak of memory grew "
-        f"by {grown / 1024:.1f} MiB"
-    )
-    for outcome, times in outcomes.most_common():
-        print(f"{times:>10} {outcome}")
+    watched(run, chosen.inputs, chosen.seconds, chosen.seed)
 
 
 if __name__ == "__main__":

@@ -7,15 +7,25 @@ folders are called by the options that named them.
 
 from __future__ import annotations
 
+import re
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fedknow.client.host import Answerer
-from fedknow.protocols.config import ExperimentConfig
+from fedknow.protocols.config import (
+    MOST_CLIENTS,
+    ConfigError,
+    ExperimentConfig,
+)
+from fedknow.protocols.messages import client_of
 from fedknow.protocols.wire import Limits
 
-__all__ = ["message_limits", "without_folders"]
+__all__ = ["check_names", "message_limits", "read_toml", "without_folders"]
 
+LONGEST_FENCE = 64
+"""Bytes of a stream's secret; ours have half of it."""
 _SMALLEST = 16 * 2**20
 """Bytes that any message may have: headers and small models need no bound of their own."""
 _SMALLEST_OF_PAIRS = 256 * 2**20
@@ -84,3 +94,45 @@ def without_folders(text: str, folders: Mapping[str, Path | None]) -> str:
             if len(name) > 1:
                 text = text.replace(name, option)
     return text
+
+
+def check_names(run: str, node: int, fence: bytes) -> None:
+    """Refuse a run, a client or a fence that no server of ours names.
+
+    They become files and their content, which the client must be able to read again.
+
+    Raises
+    ------
+    ConfigError
+        Saying which of them.
+    """
+    if re.fullmatch("[A-Za-z0-9._-]{0,64}", run) is None:
+        raise ConfigError(
+            f"the server names its run {run!r:.80}, which is no name of a run"
+        )
+    if not 0 <= client_of(node) < MOST_CLIENTS:
+        raise ConfigError(
+            f"the server calls this client node {node}, which no experiment has"
+        )
+    if len(fence) > LONGEST_FENCE:
+        raise ConfigError(
+            f"the server sends a fence of {len(fence)} bytes; {LONGEST_FENCE} are the most"
+        )
+
+
+def read_toml(text: str) -> dict[str, Any]:
+    """Read the configuration that a server sends.
+
+    Raises
+    ------
+    ConfigError
+        If it is no TOML, or more than can be read.
+    """
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        reason = "lists or tables nested too deeply"
+    # TOML's own errors are of this kind, and Python's about integers of thousands of digits.
+    except ValueError as error:
+        reason = str(error)
+    raise ConfigError(f"the server's configuration is not valid TOML: {reason}")

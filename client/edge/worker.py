@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
-import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from fedknow.client.edge.desk import Desk, Job, Result
-from fedknow.client.edge.intake import message_limits, without_folders
+from fedknow.client.edge.intake import (
+    check_names,
+    message_limits,
+    read_toml,
+    without_folders,
+)
 from fedknow.client.edge.journal import Journal
 from fedknow.client.host import Answerer, Host, one_thread
 from fedknow.client.learners import learner_class
 from fedknow.client.permissions import Permissions, sends_own
 from fedknow.client.state import StateError
 from fedknow.protocols.config import (
-    MOST_CLIENTS,
     ConfigError,
     ExperimentConfig,
     TrainConfig,
@@ -42,9 +43,6 @@ from fedknow.protocols.work import ROUND, TASK, merge_settings
 __all__ = ["NodeFactory", "Worker"]
 
 log = logging.getLogger(__name__)
-
-LONGEST_FENCE = 64
-"""Bytes of a stream's secret; ours have half of it."""
 
 NodeFactory = Callable[[ExperimentConfig], Answerer]
 """Makes what answers messages, once the server has said what the experiment is."""
@@ -127,12 +125,12 @@ class Worker:
         ConfigError
             If the experiment cannot be run here.
         """
-        _check_names(run, node, fence)
+        check_names(run, node, fence)
         if self._prepared == (config, run):
             self._journal.begin(run, node)
             self._journal.keep_fence(fence)
             return
-        experiment = read_config(_toml(config))
+        experiment = read_config(read_toml(config))
         # Before anything that a server named is imported, read or built.
         self._permissions.check_signature(experiment, signature)
         check_honest(experiment)
@@ -243,36 +241,6 @@ class Worker:
         except (ConfigError, StateError) as error:
             # The server decides what becomes of a client that refuses, or whose disk fails.
             return message.fail(CLIENT_FAILED, str(error)), parcel.version
-
-
-def _check_names(run: str, node: int, fence: bytes) -> None:
-    """Refuse a run, a client or a fence that no server of ours names.
-
-    They become files and their content, which the client must be able to read again.
-    """
-    if re.fullmatch("[A-Za-z0-9._-]{0,64}", run) is None:
-        raise ConfigError(
-            f"the server names its run {run!r:.80}, which is no name of a run"
-        )
-    if not 0 <= client_of(node) < MOST_CLIENTS:
-        raise ConfigError(
-            f"the server calls this client node {node}, which no experiment has"
-        )
-    if len(fence) > LONGEST_FENCE:
-        raise ConfigError(
-            f"the server sends a fence of {len(fence)} bytes; {LONGEST_FENCE} are the most"
-        )
-
-
-def _toml(text: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except RecursionError:
-        reason = "lists or tables nested too deeply"
-    # TOML's own errors are of this kind, and Python's about integers of thousands of digits.
-    except ValueError as error:
-        reason = str(error)
-    raise ConfigError(f"the server's configuration is not valid TOML: {reason}")
 
 
 def _place(message: Message) -> str:

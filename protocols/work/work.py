@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
@@ -285,7 +286,7 @@ class ScoreWork(Work):
 
 def _integer(kind: str, key: str, value: object) -> int:
     # A strategy may compute a number as float, which is a whole one still.
-    if isinstance(value, int | float):
+    if isinstance(value, int | float) and math.isfinite(value):
         return int(value)
     raise ValueError(
         f"{kind}: the config record needs a number under {key!r}, got {value!r}"

@@ -39,7 +39,7 @@ from fedknow.server.checks.faults import RunError
 from fedknow.server.grids.running_mean import mean_metrics
 from fedknow.server.run.context import RunContext
 
-__all__ = ["SecureRounds"]
+__all__ = ["SecureRounds", "read_keys", "read_texts"]
 
 T = TypeVar("T")
 
@@ -133,7 +133,7 @@ class SecureRounds:
         # From the system and not from the seed, which clients know.
         id = secrets.token_bytes(KEY_BYTES)
         work = {node: Config({rounds.SESSION: id}) for node in nodes}
-        keys = self._wave(rounds.KEYS, work, _public_keys)
+        keys = self._wave(rounds.KEYS, work, read_keys)
         share_keys: dict[int, bytes] = {}
         mask_keys: dict[int, bytes] = {}
         for node, (share_key, mask_key) in sorted(keys.items()):
@@ -158,7 +158,7 @@ class SecureRounds:
         answers = self._wave(
             rounds.SHARES,
             dict.fromkeys(members, request),
-            lambda record: _texts(record, rounds.SEALED, len(members)),
+            lambda record: read_texts(record, rounds.SEALED, len(members)),
         )
         sealed = {
             node: dict(zip(members, packages, strict=True))
@@ -216,7 +216,7 @@ class SecureRounds:
         answers = self._wave(
             rounds.UNMASK,
             work,
-            lambda record: _texts(record, rounds.SHARES, len(session.peers)),
+            lambda record: read_texts(record, rounds.SHARES, len(session.peers)),
         )
         _require(
             len(answers), session.threshold, len(survivors), "opened the sum"
@@ -362,7 +362,7 @@ def _weight(reply: Message) -> float:
     return float(weight)
 
 
-def _public_keys(record: Config) -> tuple[bytes, bytes]:
+def read_keys(record: Config) -> tuple[bytes, bytes]:
     """Read the public keys that a client shows: for shares, and for masks."""
     keys = []
     for name in (rounds.SHARE_KEY, rounds.MASK_KEY):
@@ -375,7 +375,7 @@ def _public_keys(record: Config) -> tuple[bytes, bytes]:
     return keys[0], keys[1]
 
 
-def _texts(record: Config, name: str, count: int) -> list[bytes]:
+def read_texts(record: Config, name: str, count: int) -> list[bytes]:
     """Read a list of so many texts of bytes."""
     values = record.get(name)
     texts = values if isinstance(values, list) else []
