@@ -26,6 +26,7 @@ from fedknow.server.run.task_times import check_task_times
 from fedknow.server.start import start_learner
 from fedknow.server.tracking import check_trackers
 from fedknow.strategies import build_strategy, check_running_mean
+from fedknow.strategies.central_privacy import GaussianMean
 
 __all__ = ["Clients", "assemble"]
 
@@ -96,6 +97,9 @@ def assemble(
 
     check_trackers(config.tracking.to)
     strategy = build_strategy(config.strategy, config.data.clients)
+    if isinstance(strategy, GaussianMean):
+        # Only a simulation must be repeatable.
+        strategy.is_secret = clients is not Clients.VIRTUAL
     check_task_times(config, strategy, are_clients_real=clients is Clients.REAL)
     learner = build_learner(config, spec, classes)
     config = start_learner(config, learner)

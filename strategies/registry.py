@@ -12,6 +12,7 @@ from flwr.serverapp.strategy import Strategy
 from fedknow.protocols.config import ConfigError, closest
 from fedknow.protocols.installed import find_installed, list_installed
 from fedknow.protocols.plugins import check_maker, is_reference, load_object
+from fedknow.strategies.central_privacy import GaussianMean
 from fedknow.strategies.closed_form import Afcl, Stsa
 from fedknow.strategies.fedasync import FedAsync
 from fedknow.strategies.fedbuff import FedBuff
@@ -182,6 +183,10 @@ BUILTIN = {
         "fairness: clients with a high loss count for more (Li et al. 2020)",
         # Flower's default names a metric that clients here do not send.
         {"train_loss_key": "loss"},
+    ),
+    "dp-gaussian": Builtin(
+        GaussianMean,
+        "central differential privacy: clipped changes, noise, and epsilon (McMahan et al. 2018)",
     ),
     "dp-fixed-clipping": Builtin(
         flower.FedAvg,

@@ -16,16 +16,21 @@ from flwr.app import (
     ArrayRecord,
     ConfigRecord,
     Message,
-    MetricRecord,
     RecordDict,
 )
 from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
-from numpy.typing import NDArray
 
-from fedknow.protocols.flower import to_arrays, to_record
+from fedknow.protocols.flower import to_arrays
 from fedknow.protocols.messages import Arrays
 from fedknow.strategies.flower_log import LOGGER
+from fedknow.strategies.points import (
+    Taken,
+    arrays_of,
+    flatten,
+    lay_out,
+    unflatten,
+)
 from fedknow.strategies.robust_rules import (
     clip_around,
     krum_order,
@@ -40,9 +45,6 @@ __all__ = [
     "MultiKrum",
     "select_repeatedly",
 ]
-
-Floats = NDArray[np.float64]
-Taken = tuple[ArrayRecord | None, MetricRecord | None]
 
 log = logging.getLogger(LOGGER)
 
@@ -68,7 +70,7 @@ class MultiKrum(flower.MultiKrum):
         contents = [message.content for message in valid]
         if not _are_enough(contents, self.num_malicious_nodes, 2, "Krum"):
             return None, None
-        points = _points(contents)
+        points = lay_out(contents)
         order = krum_order(squared_distances(points), self.num_malicious_nodes)
         # In the order of clients: a sum of floats depends on its order.
         chosen = sorted(order[: self.num_nodes_to_select])
@@ -76,7 +78,7 @@ class MultiKrum(flower.MultiKrum):
         metrics = self.train_metrics_aggr_fn(
             [contents[place] for place in chosen], self.weighted_by_key
         )
-        return _unflatten(mean, _arrays(contents[0])), metrics
+        return unflatten(mean, arrays_of(contents[0])), metrics
 
 
 class Krum(MultiKrum, flower.Krum):
@@ -113,7 +115,7 @@ def select_repeatedly(
     list of RecordDict
         The chosen answers, in the order given.
     """
-    distances = squared_distances(_points(contents))
+    distances = squared_distances(lay_out(contents))
     remaining = list(range(len(contents)))
     chosen: list[int] = []
     while len(chosen) < selected:
@@ -148,9 +150,9 @@ class Bulyan(flower.Bulyan):
         selected = len(contents) - 2 * malicious
         chosen = self.selection_rule(contents, malicious, selected)
         # Krum bounds the whole distance; single numbers may still be far out.
-        mean = middle_mean(_points(chosen), selected - 2 * malicious)
+        mean = middle_mean(lay_out(chosen), selected - 2 * malicious)
         metrics = self.train_metrics_aggr_fn(chosen, self.weighted_by_key)
-        return _unflatten(mean, _arrays(chosen[0])), metrics
+        return unflatten(mean, arrays_of(chosen[0])), metrics
 
 
 class CentredClipping(flower.FedAvg):
@@ -210,13 +212,13 @@ class CentredClipping(flower.FedAvg):
         contents = [message.content for message in valid]
         if not contents:
             return None, None
-        model = _flatten(self._model, list(self._model))
-        changes = _points(contents, list(self._model)) - model
+        model = flatten(self._model, list(self._model))
+        changes = lay_out(contents, list(self._model)) - model
         step, clipped = clip_around(changes, self.radius, self.iterations)
         metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
         # A user sees by it whether the radius suits honest clients.
         metrics["clipped-share"] = clipped
-        return _unflatten(model + step, self._model), metrics
+        return unflatten(model + step, self._model), metrics
 
 
 def _are_enough(
@@ -240,37 +242,3 @@ def _are_enough(
         len(contents),
     )
     return False
-
-
-# --- records as points ----------------------------------------------------------------------
-
-
-def _arrays(content: RecordDict) -> Arrays:
-    """Give the one record of arrays of an answer that was checked."""
-    return to_arrays(next(iter(content.array_records.values())))
-
-
-def _flatten(arrays: Arrays, names: Sequence[str]) -> Floats:
-    parts = [arrays[name].astype(np.float64).ravel() for name in names]
-    return np.concatenate(parts)
-
-
-def _points(contents: Sequence[RecordDict], names: Sequence[str] = ()) -> Floats:
-    """Lay answers out as float64 [n, d]."""
-    answers = [_arrays(content) for content in contents]
-    order = names or list(answers[0])
-    return np.stack([_flatten(answer, order) for answer in answers])
-
-
-def _unflatten(point: Floats, template: Arrays) -> ArrayRecord:
-    """Give a point the names, shapes and dtypes of some arrays."""
-    arrays = Arrays()
-    start = 0
-    for name, array in template.items():
-        values = point[start : start + array.size].reshape(array.shape)
-        # Whole numbers come out of a mean as fractions.
-        if array.dtype.kind in "iu":
-            values = np.rint(values)
-        arrays[name] = values.astype(array.dtype)
-        start += array.size
-    return to_record(arrays)

@@ -13,6 +13,7 @@ from fedknow.protocols.extras import how_to_install
 from fedknow.protocols.secure.rounds import MINIMUM
 from fedknow.protocols.texts import counted
 from fedknow.strategies import mean_strategies, needs_mean_alone
+from fedknow.strategies.central_privacy import GaussianMean
 from fedknow.strategies.population import sampled
 
 __all__ = ["check_privacy"]
@@ -41,6 +42,11 @@ def check_privacy(
     """
     if config.privacy.clip:
         _check_noise(config, strategy, learner)
+        if isinstance(strategy, GaussianMean):
+            raise ConfigError(
+                f"privacy.clip = {config.privacy.clip:g}: strategy {config.strategy.name} clips on "
+                "the server, and there is one epsilon; set it to 0, or choose another strategy"
+            )
     if not config.privacy.secure:
         return
     # Before the run: each client would otherwise fail in its first round.

@@ -227,9 +227,17 @@ def _special_facts(run: Summary) -> list[str]:
     if run.rounds and "epsilon" in run.rounds[-1]:
         epsilon = run.rounds[-1]["epsilon"]
         facts.append(
-            f"epsilon {epsilon:.3g} for delta {config.privacy.delta:g}, each client"
+            f"epsilon {epsilon:.3g} for delta {_delta(config):g}, each client"
         )
     return facts
+
+
+def _delta(config: ExperimentConfig) -> float:
+    """Give the delta that a run's epsilon is for."""
+    # Noise of the server's has its own.
+    if config.strategy.name == "dp-gaussian":
+        return float(config.strategy.options.get("delta", 1e-5))
+    return config.privacy.delta
 
 
 def _run_page(run: Summary, split: Sequence[Block]) -> tuple[str, list[Section]]:

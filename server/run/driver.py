@@ -26,6 +26,7 @@ from fedknow.server.run.events import RoundEnded, VirtualTime
 from fedknow.server.run.exchange import choose_exchange
 from fedknow.server.run.schedule import TaskSchedule, Turn
 from fedknow.server.run.weights import bound_weights
+from fedknow.strategies.central_privacy import GaussianMean
 
 __all__ = ["Driver", "HookDriver", "training_messages"]
 
@@ -131,11 +132,16 @@ class Driver(ABC):
 
     def _epsilon(self) -> float | None:
         """Account for the noise of a client that trained in each round so far."""
-        privacy = self._run.parts.config.privacy
-        if not privacy.noise:
-            return None
+        parts = self._run.parts
         rounds = self._run.state.server_round
-        return epsilon_of(privacy.noise, rounds, privacy.delta)
+        privacy = parts.config.privacy
+        if privacy.noise:
+            return epsilon_of(privacy.noise, rounds, privacy.delta)
+        # On the server, one client's data change the sum by twice the bound at most, too.
+        strategy = parts.strategy
+        if isinstance(strategy, GaussianMean):
+            return epsilon_of(strategy.noise, rounds, strategy.delta)
+        return None
 
 
 class HookDriver(Driver):
