@@ -279,19 +279,26 @@ def _mean(runs: Sequence[Mapping[str, float]], key: str) -> float:
 
 
 def secure(measured: Json) -> str:
-    """Make the table of what secure aggregation costs."""
+    """Make the table of what privacy costs."""
     rows = [
         [
             case["clients"],
             f"{case['parameters']:,}",
-            "yes" if case["secure"] else "no",
+            case["protection"],
             case["seconds"],
             case["up"] / 1e3,
             case["down"] / 1e3,
         ]
         for case in measured["results"]["cases"]
     ]
-    head = ["clients", "parameters", "secure", "s a round", "kB up", "kB down"]
+    head = [
+        "clients",
+        "parameters",
+        "protection",
+        "s a round",
+        "kB up",
+        "kB down",
+    ]
     return section(head, rows, measured["about"])
 
 

@@ -1,9 +1,10 @@
-"""Cost of secure aggregation: seconds and bytes of a round.
+"""Cost of privacy: seconds and bytes of a round.
 
     python benchmarks/secure.py
     python benchmarks/secure.py --quick
 
-Clients in one process train one step on a few samples, so that the masks are most of the work.
+Clients in one process train one step on a few samples, so that masks and noise are most of the
+work. Updates are in the clear, masked, noised by each client, or their mean is by the server.
 Seconds are processor time of all clients and the server together, the median of the rounds after
 the first. Bytes are what a client sends and gets in a round.
 """
@@ -24,8 +25,17 @@ from fedknow.protocols.config import read_config
 from fedknow.simulations.simulate import simulate
 
 
+KINDS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "masks": {"privacy": {"secure": True}},
+    "noise of clients": {"privacy": {"clip": 1.0, "noise": 20.0}},
+    "noise of the server": {"strategy": {"name": "dp-gaussian", "noise": 20.0}},
+}
+"""Sections of the experiment, by how updates are protected."""
+
+
 def main() -> None:
-    """Measure each size with and without masks, and write the results."""
+    """Measure each size with each protection, and write the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -38,15 +48,13 @@ def main() -> None:
     )
     cases = []
     for clients, model in sizes:
-        for is_secure in (False, True):
-            cases.append(case(clients, model, is_secure, args.rounds))
+        for kind in KINDS:
+            cases.append(case(clients, model, kind, args.rounds))
             print(cases[-1], flush=True)
     write(args.out, {"cases": cases}, rounds=args.rounds)
 
 
-def case(
-    clients: int, model: str, is_secure: bool, rounds: int
-) -> dict[str, Any]:
+def case(clients: int, model: str, kind: str, rounds: int) -> dict[str, Any]:
     """Measure the rounds of one experiment."""
     config = read_config(
         {
@@ -61,7 +69,7 @@ def case(
             "learner": "fedavg",
             "evaluation": {"global_model": False},
             "engine": {"backend": "inline"},
-            "privacy": {"secure": is_secure},
+            **KINDS[kind],
         }
     )
     moments: list[float] = []
@@ -83,7 +91,7 @@ def case(
     return {
         "clients": clients,
         "parameters": start["parameters"],
-        "secure": is_secure,
+        "protection": kind,
         "seconds": statistics.median(each),
         "up": sum(count["up"] for count in kinds) / share,
         "down": sum(count["down"] for count in kinds) / share,

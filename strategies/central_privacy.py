@@ -1,4 +1,4 @@
-"""Central differential privacy: the server clips updates, and adds noise to their mean.
+"""Central differential privacy: the server clips updates and adds noise.
 
 It is the Gaussian mechanism on the sum of a round's updates (McMahan, Ramage, Talwar and Zhang,
 "Learning Differentially Private Recurrent Language Models", ICLR 2018, algorithm 1, with one
