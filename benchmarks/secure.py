@@ -24,7 +24,6 @@ from _common import RESULTS, write
 from fedknow.protocols.config import read_config
 from fedknow.simulations.simulate import simulate
 
-
 KINDS: dict[str, dict[str, Any]] = {
     "none": {},
     "masks": {"privacy": {"secure": True}},
