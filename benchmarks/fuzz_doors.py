@@ -41,6 +41,7 @@ from fedknow.protocols.messages import (
     Metrics,
 )
 from fedknow.protocols.secure import rounds
+from fedknow.protocols.secure.masks import public_key
 from fedknow.protocols.security import CredentialError, Tokens, authenticate
 from fedknow.protocols.security.identity import client_of_peer, client_uri
 from fedknow.protocols.texts import printable
@@ -76,9 +77,9 @@ TOKEN = "3." + "A" * 43
 TOKENS = Tokens({})
 TOKENS.add(TOKEN)
 FENCES = Fences(b"secret")
-NODES = (2, 2, 2, 3, 0, 1, 2**31, 2**63)
 SECURE_CONFIG = read_config({"privacy": {"secure": True}})
 SESSION = bytes(range(32))
+OTHERS = [public_key(bytes([number]) * 32) for number in (1, 2)]
 
 
 def read_invitation(draw: random.Random) -> str:
@@ -102,11 +103,13 @@ def read_invitation(draw: random.Random) -> str:
     if draw.random() < 0.05:
         # Deeper, and with more digits, than Python's own readers go.
         lines.insert(0, draw.choice(("x = " + "[" * 3000, "x = " + "9" * 5000)))
-    names = draw.choice(("run", "4fe1", "a run", "../x", "")), draw.choice(NODES)
-    fence = draw.randbytes(draw.choice((0, 32, 32, 65)))
-    invitation = parse(
-        welcome(names[1], "\n".join(lines), names[0], fence)
-    ).welcome
+    run, node, fence = "4fe1", 2, draw.randbytes(32)
+    if draw.random() < 0.2:
+        run = draw.choice(("a run", "../x", "", "x" * 99))
+        node = draw.choice((3, 0, 1, 2**31, 2**63))
+        fence = draw.randbytes(draw.choice((0, 65)))
+    text = "\n".join(lines)
+    invitation = parse(welcome(node, text, run, fence)).welcome
     check_version(invitation)
     check_names(invitation.run, invitation.node, invitation.fence)
     config = read_config(read_toml(invitation.config))
@@ -164,19 +167,26 @@ class Echo:
 def read_secure(draw: random.Random) -> str:
     """Read the messages of secure aggregation, on a client and on the server."""
     node = SecureNode(Echo(), SECURE_CONFIG)
-    _, state = node.handle(secure_request(rounds.KEYS, {}, draw), {})
-    keys = [new_public(draw) for _ in range(3)]
-    request = {
-        rounds.NODES: [2, 3, 4],
-        rounds.SHARE_KEYS: keys,
-        rounds.MASK_KEYS: keys,
-        rounds.SURVIVORS: [2, 3, 4],
-        rounds.SEALED: [draw.randbytes(92) for _ in range(3)],
-    }
-    for _ in range(draw.randint(1, 2)):
+    answer, state = node.handle(secure_request(rounds.KEYS, {}, draw), {})
+    public = answer.content.get(rounds.SECURE, Config())
+    assert isinstance(public, Config)
+    request: dict[str, Any] = {rounds.NODES: [2, 3, 4]}
+    for name, plural in (
+        (rounds.SHARE_KEY, rounds.SHARE_KEYS),
+        (rounds.MASK_KEY, rounds.MASK_KEYS),
+    ):
+        request[plural] = [public.get(name, b""), *OTHERS]
+    # As far as this goes, an honest server would.
+    if draw.random() < 0.5:
+        message = secure_request(rounds.SHARES, request, draw)
+        _, state = node.handle(message, state)
+    request[rounds.SURVIVORS] = [2, 3, 4]
+    request[rounds.SEALED] = [draw.randbytes(92) for _ in range(3)]
+    for _ in range(draw.randrange(3)):
         request[draw.choice(list(request))] = setting(draw)
     kind = draw.choice((rounds.SHARES, rounds.UNMASK, TRAIN))
     reply, new = node.handle(secure_request(kind, request, draw), state)
+    keys = [new_public(draw) for _ in range(2)]
     record = Config(
         {rounds.SHARE_KEY: keys[0], rounds.MASK_KEY: keys[1], **request}
     )
