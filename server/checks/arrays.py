@@ -12,7 +12,17 @@ from fedknow.protocols.messages import EXTRA, Arrays, Record
 from fedknow.protocols.texts import counted
 from fedknow.server.checks.faults import Fault, Unusable
 
-__all__ = ["check_finite", "check_layout", "check_like", "finite_norm", "norm"]
+__all__ = [
+    "check_finite",
+    "check_layout",
+    "check_like",
+    "finite_norm",
+    "longest_noise",
+    "norm",
+]
+
+_TAIL = 6.0
+"""Deviations beyond its usual length that noise has once in a thousand million times."""
 
 
 def check_finite(name: str, array: np.ndarray) -> None:
@@ -134,3 +144,16 @@ def _length(array: np.ndarray) -> float:
         flat = flat.astype(np.float32)
     # One call of BLAS without a temporary; for complex numbers vdot takes the conjugate.
     return math.sqrt(abs(np.vdot(flat, flat)))
+
+
+def longest_noise(deviation: float, size: int) -> float:
+    """Bound the norm of Gaussian noise.
+
+    In d dimensions it is as long as the root of d deviations, and hardly longer.
+
+    Examples
+    --------
+    >>> longest_noise(2.0, 100)
+    32.0
+    """
+    return deviation * (math.sqrt(size) + _TAIL)

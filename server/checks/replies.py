@@ -39,6 +39,7 @@ from fedknow.server.checks.arrays import (
     check_layout,
     check_like,
     finite_norm,
+    longest_noise,
     norm,
 )
 from fedknow.server.checks.claims import Claims
@@ -84,6 +85,9 @@ class Inspector:
         Layouts of the ``extra`` records that replies of a kind may bring; by default none.
     claims : Claims, optional
         What is known of the sizes of clients' data; by default nothing.
+    noise : float
+        Standard deviation of the noise that clients add to their updates, whose length comes
+        on top of the largest norm.
 
     Attributes
     ----------
@@ -99,11 +103,13 @@ class Inspector:
         max_update_norm: float = 0.0,
         extras: Mapping[str, Layout] | None = None,
         claims: Claims | None = None,
+        noise: float = 0.0,
     ) -> None:
         self._on_failure = on_failure
         self._extras = extras or {}
         self._claims = claims or Claims()
         self._max_update_norm = max_update_norm
+        self._noise = noise
         self._expected_norm = 0.0
         self._task = self._round = 0
         self._expected = Arrays()
@@ -240,6 +246,9 @@ class Inspector:
     def _check_norm(self, arrays: Arrays, length: float) -> None:
         # At least 1, or a model of zeros would allow no update at all.
         limit = self._max_update_norm * max(self._expected_norm, 1.0)
+        if limit and self._noise:
+            size = sum(array.size for array in arrays.values())
+            limit += longest_noise(self._noise, size)
         # The sum of two norms is above that of the difference, and takes no copy.
         if not limit or length + self._expected_norm <= limit:
             return

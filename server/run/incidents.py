@@ -65,7 +65,11 @@ class Incidents:
         self._folder = folder
         self._recorder = recorder
         self.inspector = Inspector(
-            self._failed, config.engine.max_update_norm, extras, claims
+            self._failed,
+            config.engine.max_update_norm,
+            extras,
+            claims,
+            config.privacy.noise * config.privacy.clip,
         )
         self.claims = claims
         self._bounded: set[int] = set()

@@ -34,7 +34,7 @@ from fedknow.protocols.secure.masks import (
 )
 from fedknow.protocols.secure.shamir import recover, weights_at_zero
 from fedknow.protocols.work import NUM_EXAMPLES
-from fedknow.server.checks.arrays import norm
+from fedknow.server.checks.arrays import longest_noise, norm
 from fedknow.server.checks.faults import RunError
 from fedknow.server.grids.running_mean import mean_metrics
 from fedknow.server.run.context import RunContext
@@ -318,7 +318,10 @@ class SecureRounds:
         A wrong share leaves a mask on the sum, which is then as large as the ring.
         """
         factor = self._run.parts.config.engine.max_update_norm
-        limit = factor * max(norm(sent.values()), 1.0)
+        privacy = self._run.parts.config.privacy
+        # The clients' own, which in their mean is shorter.
+        noise = longest_noise(privacy.noise * privacy.clip, size_of(sent))
+        limit = factor and factor * max(norm(sent.values()), 1.0) + noise
         # Single updates are hidden, so that only their mean can be measured.
         length = norm(mean[name] - array for name, array in sent.items())
         if limit and length > limit:

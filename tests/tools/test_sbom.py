@@ -55,7 +55,7 @@ def test_names_are_spelled_as_indexes_do():
     [
         (
             {"url": "https://host/a.whl", "archive_info": {"hashes": {"sha256": "ab"}}},
-            "a==1.0 --hash=sha256:ab",
+            "a==1.0 \\\n    --hash=sha256:ab",
         ),
         (
             {"url": "file:///wheels/a.whl", "archive_info": {"hashes": {"sha256": "ab"}}},
@@ -66,7 +66,44 @@ def test_names_are_spelled_as_indexes_do():
 )  # fmt: skip
 def test_hashes_of_a_report(origin, expected):
     entry = {"metadata": {"name": "a", "version": "1.0"}, "download_info": origin}
-    assert hashes.lines({"install": [entry]}) == [expected]
+    assert hashes.merged([{"install": [entry]}]) == [expected]
+
+
+def test_hashes_of_several_kinds_of_machines_stand_together():
+    reports = []
+    for digest in ("cd", "ab"):
+        origin = {
+            "url": "https://host",
+            "archive_info": {"hashes": {"sha256": digest}},
+        }
+        entry = {
+            "metadata": {"name": "a", "version": "1"},
+            "download_info": origin,
+        }
+        reports.append({"install": [entry]})
+    assert hashes.merged([*reports, reports[0]]) == [
+        "a==1 \\\n    --hash=sha256:ab \\\n    --hash=sha256:cd"
+    ]
+
+
+def test_what_a_client_needs_has_hashes_of_the_pinned_versions():
+    """``bash .ci/hashes --write`` makes the file."""
+    text = (ROOT / "hashes-client.txt").read_text()
+    pinned = dict(re.findall(r"^([\w.-]+)==(\S+) ", text, re.M))
+    versions = {sbom.normalise(name): number for name, number in pinned.items()}
+    constraints = re.findall(
+        r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M
+    )
+    known = {sbom.normalise(name): number for name, number in constraints}
+    assert {name: known[name] for name in versions} == versions
+    needed = {
+        sbom.normalise(Requirement(each).name)
+        for each in hashes.requirements(["secure"])
+    }
+    assert "torch" not in versions
+    assert needed <= versions.keys()
+    assert "no hash" not in text
+    assert len(re.findall(r"--hash=sha256:[0-9a-f]{64}\b", text)) >= len(versions)
 
 
 def dependencies():

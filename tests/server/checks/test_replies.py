@@ -431,3 +431,16 @@ def test_unusable_aggregates_name_the_strategy(returned, words):
         aggregate(returned)
     assert "strategy mine" in str(error.value)
     assert words in str(error.value)
+
+
+def test_strong_noise_is_no_absurd_update():
+    """Noise of 20 clips in a thousand numbers is 630 long, and the model is 1."""
+    failures = []
+    inspector = Inspector(failures.append, 100.0, noise=20.0)
+    model = Arrays(w=np.zeros(1000, np.float32))
+    inspector.begin(0, 1, model)
+    for length, count in ((630.0, 0), (900.0, 1)):
+        row = np.full(1000, length / np.sqrt(1000), np.float32)
+        content = {"a": Arrays(w=row), "m": Metrics({"num-examples": 1})}
+        inspector(Message(TRAIN, 2, "1", content=content))
+        assert len(failures) == count
