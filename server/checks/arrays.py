@@ -146,14 +146,15 @@ def _length(array: np.ndarray) -> float:
     return math.sqrt(abs(np.vdot(flat, flat)))
 
 
-def longest_noise(deviation: float, size: int) -> float:
-    """Bound the norm of Gaussian noise.
+def longest_noise(deviation: float, arrays: Mapping[str, np.ndarray]) -> float:
+    """Bound the norm of Gaussian noise that was added to arrays.
 
     In d dimensions it is as long as the root of d deviations, and hardly longer.
 
     Examples
     --------
-    >>> longest_noise(2.0, 100)
+    >>> longest_noise(2.0, {"w": np.zeros(100)})
     32.0
     """
+    size = sum(array.size for array in arrays.values())
     return deviation * (math.sqrt(size) + _TAIL)

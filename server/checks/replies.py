@@ -86,8 +86,7 @@ class Inspector:
     claims : Claims, optional
         What is known of the sizes of clients' data; by default nothing.
     noise : float
-        Standard deviation of the noise that clients add to their updates, whose length comes
-        on top of the largest norm.
+        Standard deviation of the noise that clients add; its length comes on top.
 
     Attributes
     ----------
@@ -247,18 +246,11 @@ class Inspector:
         # At least 1, or a model of zeros would allow no update at all.
         limit = self._max_update_norm * max(self._expected_norm, 1.0)
         if limit and self._noise:
-            size = sum(array.size for array in arrays.values())
-            limit += longest_noise(self._noise, size)
+            limit += longest_noise(self._noise, arrays)
         # The sum of two norms is above that of the difference, and takes no copy.
         if not limit or length + self._expected_norm <= limit:
             return
-        # An overflow is infinity, and above any limit.
-        with np.errstate(over="ignore"):
-            update = norm(
-                array - self._expected[name]
-                for name, array in arrays.items()
-                if array.dtype.kind == "f"
-            )
+        update = _distance(arrays, self._expected)
         if update > limit:
             raise Unusable(
                 Fault.NORM,
@@ -328,6 +320,16 @@ def _check_numbers(reply: Message) -> dict[int, float]:
                 check_number(name, value)
             check_costs(record)
     return norms
+
+
+def _distance(arrays: Arrays, expected: Arrays) -> float:
+    # An overflow is infinity, and above any limit.
+    with np.errstate(over="ignore"):
+        return norm(
+            array - expected[name]
+            for name, array in arrays.items()
+            if array.dtype.kind == "f"
+        )
 
 
 def _check_end_of_task(reply: Message) -> Metrics:

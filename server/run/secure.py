@@ -320,7 +320,7 @@ class SecureRounds:
         factor = self._run.parts.config.engine.max_update_norm
         privacy = self._run.parts.config.privacy
         # The clients' own, which in their mean is shorter.
-        noise = longest_noise(privacy.noise * privacy.clip, size_of(sent))
+        noise = longest_noise(privacy.noise * privacy.clip, sent)
         limit = factor and factor * max(norm(sent.values()), 1.0) + noise
         # Single updates are hidden, so that only their mean can be measured.
         length = norm(mean[name] - array for name, array in sent.items())
