@@ -16,6 +16,7 @@ from pydantic import ConfigDict, ValidationError, validate_call
 from torch import nn
 
 from fedknow.client.data.samples import Kind, SampleSpec, as_spec
+from fedknow.client.models.adjusted import adjust
 from fedknow.client.models.cnn import cnn, cnn6
 from fedknow.client.models.densenet import densenet121
 from fedknow.client.models.efficientnet import efficientnet_lite0
@@ -357,27 +358,7 @@ def _user_model(config: ModelConfig, spec: SampleSpec, classes: int) -> nn.Modul
     check_composition(model, config.name, spec)
     # After the sample, which gives lazy modules their shapes.
     check_parameters(model, config.name)
-    return _adjusted(model, config, spec)
-
-
-def _adjusted(
-    model: nn.Module, config: ModelConfig, spec: SampleSpec
-) -> nn.Module:
-    """Give a user's network its weights, and freeze what is not trained."""
-    for key, default in (("neck", 0), ("random_features", 0), ("head", "linear")):
-        if getattr(config, key) == default:
-            continue
-        raise ConfigError(
-            f"model.{key} = {getattr(config, key)!r}: model.name = {config.name!r} makes its own "
-            f"head; leave model.{key} out, and build such layers in your own callable"
-        )
-    body = model.get_submodule("body")
-    if config.weights:
-        load_weights(body, config)
-    if config.train == "all":
-        return model
-    head = cast(nn.Linear, model.get_submodule("head"))
-    return SplitModel(partly_frozen(body, config, spec), head)
+    return adjust(model, config, spec)
 
 
 def _call_users_factory(
