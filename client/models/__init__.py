@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from math import prod
-from typing import Any, cast
+from typing import Any
 
 import torch
 from pydantic import ConfigDict, ValidationError, validate_call
