@@ -14,11 +14,10 @@ would otherwise crowd out the filters).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -26,19 +25,32 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedknow.client.data.stream import Split
-from fedknow.client.learners.frames.extra_work import extra_steps
+from fedknow.client.learners.fedknow.finetuning import (
+    FineTuning,
+    Shaped,
+    finetune,
+    prune,
+)
 from fedknow.client.learners.frames.learner import (
     Autocast,
-    Batch,
-    Diverged,
     HeadSlice,
     State,
     Tensors,
-    batches,
     widen,
 )
 
-__all__ = ["FineTuning", "Knowledge", "extract", "prunable", "top_fraction"]
+__all__ = [
+    "FineTuning",
+    "Form",
+    "Knowledge",
+    "Magnitude",
+    "Remainder",
+    "extract",
+    "pack",
+    "prunable",
+    "top_fraction",
+    "unpack",
+]
 
 
 @dataclass(frozen=True)
@@ -97,19 +109,23 @@ class Knowledge:
             (state["head_weight"], state["head_bias"]),
         )
 
+    def flat(self, weights: Sequence[Tensor]) -> Tensor:
+        """Give all prunable weights in a row, float32 [p].
+
+        Parameters
+        ----------
+        weights : sequence of Tensor
+            For their shapes; their values do not matter.
+        """
+        # Zeros first: only what was kept is stored.
+        flat = self.values.new_zeros(sum(weight.numel() for weight in weights))
+        is_kept = unpack(self.mask, len(flat))
+        # Values were gathered in the same order, that of the mask's bits.
+        return flat.masked_scatter_(is_kept.to(flat.device), self.values)
+
     def restore_into(self, body: nn.Module) -> None:
         """Make a body the pruned one; weights that are not kept become zero."""
-        # Zeros first: only what was kept is stored.
-        flat = self.values.new_zeros(
-            sum(weight.numel() for weight in prunable(body).values())
-        )
-        is_kept = np.unpackbits(self.mask.cpu().numpy(), count=len(flat)).view(
-            bool
-        )
-        # Values were gathered in the same order, that of the mask's bits.
-        flat.masked_scatter_(
-            torch.from_numpy(is_kept).to(flat.device), self.values
-        )
+        flat = self.flat(list(prunable(body).values()))
         # Its tensors share memory with the body's parameters and buffers.
         state = body.state_dict()
         with torch.no_grad():
@@ -158,6 +174,18 @@ class Knowledge:
             )
 
 
+def unpack(bits: Tensor, count: int) -> Tensor:
+    """Turn bits, uint8 [ceil(count / 8)], into bool [count], on the CPU."""
+    return torch.from_numpy(
+        np.unpackbits(bits.cpu().numpy(), count=count).view(bool)
+    )
+
+
+def pack(is_kept: Tensor) -> Tensor:
+    """Turn bool [n] into bits, uint8 [ceil(n / 8)], the highest first."""
+    return torch.from_numpy(np.packbits(is_kept.cpu().numpy()))
+
+
 def prunable(body: nn.Module) -> dict[str, nn.Parameter]:
     """Find the weights that compete for a place, by name.
 
@@ -198,34 +226,67 @@ def top_fraction(weights: Sequence[Tensor], rho: float) -> list[Tensor]:
     ]
 
 
+Remainder = Callable[[], Knowledge]
+"""Gives the parts of knowledge that are no prunable weights, and none of these."""
+
+
+class Form(Protocol):
+    """How a task's weights are made small, and how they are stored."""
+
+    def shape(self, weights: Sequence[nn.Parameter]) -> Shaped:
+        """Bring the prunable weights to the form, in place."""
+        ...
+
+    def store(
+        self,
+        weights: Sequence[nn.Parameter],
+        shaped: Shaped,
+        remainder: Remainder,
+    ) -> Knowledge:
+        """Store the weights in the form, as fine-tuning has left them.
+
+        ``shaped`` is what :meth:`shape` gave. ``remainder`` gives the other parts of the knowledge.
+        """
+        ...
+
+
 @dataclass(frozen=True)
-class FineTuning:
-    """How pruned weights are trained, by Adam without an L2 term.
+class Magnitude:
+    """The largest weights over all layers; the paper's form.
 
     Attributes
     ----------
-    epochs, batch_size, lr, seed
-        As in any training.
-    smallest : int
-        The fewest samples that the model can be trained on at once
-        (:func:`~fedknow.client.learners.frames.batching.smallest_batch`).
-    autocast : callable
-        Makes the context of a forward pass.
+    rho : float
+        Fraction of the prunable weights to keep, in (0, 1].
     """
 
-    epochs: int
-    batch_size: int
-    lr: float
-    seed: int
-    smallest: int = 1
-    autocast: Autocast = nullcontext
+    rho: float
+
+    def shape(self, weights: Sequence[nn.Parameter]) -> Shaped:
+        """Set the other weights to zero."""
+        masks = top_fraction(weights, self.rho)
+        shaped = Shaped(list(zip(weights, masks, strict=True)))
+        prune(shaped.pruned)
+        return shaped
+
+    def store(
+        self,
+        weights: Sequence[nn.Parameter],
+        shaped: Shaped,
+        remainder: Remainder,
+    ) -> Knowledge:
+        """Store places and values."""
+        is_kept = torch.cat([mask.flatten() for _, mask in shaped.pruned])
+        flat = torch.cat([weight.detach().flatten() for weight in weights])
+        mask, values = pack(is_kept), flat[is_kept].clone()
+        return replace(remainder(), mask=mask, values=values)
 
 
 def extract(
     model: nn.Module,
     samples: Split,
     classes: Sequence[int],
-    rho: float,
+    form: Form | float,
     tuning: FineTuning,
 ) -> Knowledge:
     """Extract a task's knowledge from a trained model.
@@ -238,15 +299,10 @@ def extract(
         The task's training samples float [n, C, H, W] and labels int64 [n].
     classes : sequence of int
         The task's classes.
-    rho : float
-        Fraction of the prunable weights to keep, in (0, 1].
+    form : Form or float
+        How to make it small; a number is rho of :class:`Magnitude`.
     tuning : FineTuning
         How to train the weights that are kept.
-
-    Returns
-    -------
-    Knowledge
-        With every weight outside the mask exactly zero.
 
     Raises
     ------
@@ -256,19 +312,26 @@ def extract(
     body = cast(nn.Module, model.body)
     head = cast(nn.Linear, model.head)
     weights = list(prunable(body).values())
-    masks = top_fraction(weights, rho)
-    pruned = list(zip(weights, masks, strict=True))
-    _prune(pruned)
+    if isinstance(form, float | int):
+        form = Magnitude(form)
+    shaped = form.shape(weights)
     columns = HeadSlice(classes, head.out_features, samples.x.device)
-    _finetune(model, pruned, samples, columns, tuning)
-    is_kept = torch.cat([mask.flatten() for mask in masks])
-    flat = torch.cat([weight.detach().flatten() for weight in weights])
+    finetune(model, shaped, samples, columns, tuning)
+    # Made when the weights are stored, as both at once would take more memory.
+    return form.store(weights, shaped, lambda: _remainder(body, head, classes))
+
+
+def _remainder(
+    body: nn.Module, head: nn.Linear, classes: Sequence[int]
+) -> Knowledge:
+    """Copy all but the prunable weights."""
     # The head's other rows belong to other tasks.
     index = torch.tensor(classes)
+    nothing = head.weight.new_zeros(0)
     return Knowledge(
         classes=tuple(classes),
-        mask=torch.from_numpy(np.packbits(is_kept.cpu().numpy())),
-        values=flat[is_kept].clone(),
+        mask=nothing.to(torch.uint8),
+        values=nothing,
         unpruned=_unpruned(body),
         head=(
             head.weight.detach()[index].clone(),
@@ -291,67 +354,3 @@ def _unpruned(body: nn.Module) -> Tensors:
         # Counters, which are integers, do not change what a body answers.
         if name in names and value.is_floating_point()
     }
-
-
-Pruned = Sequence[tuple[nn.Parameter, Tensor]]
-"""Weights, and masks of their shapes: which entries are kept."""
-
-
-def _prune(pruned: Pruned) -> None:
-    """Set all entries outside the masks to zero."""
-    with torch.no_grad():
-        for weight, mask in pruned:
-            weight.mul_(mask)
-
-
-def _finetune(
-    model: nn.Module,
-    pruned: Pruned,
-    samples: Split,
-    columns: HeadSlice,
-    tuning: FineTuning,
-) -> None:
-    """Train the model on its task, with the pruned weights held at zero."""
-    device = samples.x.device
-    generator = torch.Generator().manual_seed(tuning.seed)
-    # For dropout, which draws from the global generator.
-    torch.manual_seed(tuning.seed)
-    free = [
-        parameter for parameter in model.parameters() if parameter.requires_grad
-    ]
-    optimizer = torch.optim.Adam(free, lr=tuning.lr, fused=True)
-    labels = columns.labels(samples.y)
-    model.train()
-    for _ in range(tuning.epochs):
-        indices = batches(
-            len(labels), tuning.batch_size, generator, device, tuning.smallest
-        )
-        width = len(columns.index)
-        for index in extra_steps(indices, "finetune", width, is_learning=True):
-            batch = Batch(samples.x[index], labels[index], index, columns)
-            optimizer.zero_grad(set_to_none=True)
-            _backward(model, batch, tuning)
-            for weight, mask in pruned:
-                # A weight may take no part in a forward pass.
-                if weight.grad is not None:
-                    weight.grad.mul_(mask)
-            optimizer.step()
-            # With masked gradients and no L2 term Adam leaves pruned weights alone. They
-            # are pruned again all the same, as all else rests on their being exactly zero.
-            # Before fine-tuning, so that the weights that are left learn to do without the
-            # others.
-            _prune(pruned)
-
-
-def _backward(model: nn.Module, batch: Batch, tuning: FineTuning) -> None:
-    """Leave the gradients of the loss in the parameters."""
-    with tuning.autocast():
-        logits = model(batch.x)
-    loss: Any = F.cross_entropy(batch.head.logits(widen(logits)), batch.y)
-    # Knowledge that holds a NaN would spoil each later step of every task.
-    if not math.isfinite(loss.item()):
-        raise Diverged(
-            f"fine-tuning a task's knowledge gave a loss of {loss.item()}; "
-            f"lower its lr = {tuning.lr}"
-        )
-    loss.backward()

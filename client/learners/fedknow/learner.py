@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from fedknow.client.data.stream import Split, TaskData
+from fedknow.client.learners.fedknow.forms import form_of
 from fedknow.client.learners.fedknow.frame import KnowledgeClient
 from fedknow.client.learners.fedknow.gradients import current_gradient
 from fedknow.client.learners.fedknow.knowledge import FineTuning, extract
@@ -80,7 +81,7 @@ class FedKnow(KnowledgeClient):
             self.autocast,
         )
         self._restorer.knowledge[task.task] = extract(
-            self._scratch, samples, task.classes, self.settings.rho, tuning
+            self._scratch, samples, task.classes, form_of(self.settings), tuning
         )
         self._restorer.forget_answers()
         self._local = {}

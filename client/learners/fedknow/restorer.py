@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedknow.client.learners.fedknow.forms import read_knowledge
 from fedknow.client.learners.fedknow.gradients import CurrentGradient
 from fedknow.client.learners.fedknow.knowledge import Knowledge
 from fedknow.client.learners.fedknow.restored import RestoredGradients
@@ -131,7 +132,7 @@ class Restorer:
     def load_state(self, state: State) -> None:
         """Become that of the client whose state this is."""
         self.knowledge = {
-            int(task): Knowledge.from_state(entry)
+            int(task): read_knowledge(entry)
             for task, entry in state.get("knowledge", {}).items()
         }
         self.answers: dict[int, Tensor] = {

@@ -52,6 +52,12 @@ class FedKnowSettings(LearnerSettings):
     1 takes the knowledge's answers as they are."""
     labels: Literal["soft", "hard"] = "soft"
     """What the knowledge says of a sample: its distribution at T, or its most likely class."""
+    extractor: Literal["magnitude", "int8", "filters", "low-rank"] = "magnitude"
+    """How a task's knowledge is made small. ``magnitude``: the share rho of largest weights, as in
+    the paper. Lighter ones: ``int8``, the same in a byte each; ``filters``, the share rho of each
+    layer's filters that are least alike; ``low-rank``, two thin matrices a layer."""
+    energy: float = Field(0.9, gt=0, le=1)
+    """``low-rank``: share of a layer's sum of squared weights that the thin matrices hold."""
     finetune_epochs: int = Field(3, ge=0, le=10_000)
     """Epochs of fine-tuning the pruned weights."""
     finetune_lr: float = Field(1e-3, gt=0, le=1)

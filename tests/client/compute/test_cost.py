@@ -285,6 +285,8 @@ def test_keys_tell_all_that_a_cost_depends_on(name):
         {"integrator": "sum"},
         {"post_aggregation": "extra-epoch"},
         {"every": 2},
+        {"extractor": "low-rank"},
+        {"extractor": "filters", "infer_task": "energy"},
         {"k": 1, "candidates": 1},
         {"k": 2, "candidates": 1, "select": "batch"},
     ],
