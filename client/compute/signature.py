@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import types
 import weakref
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from itertools import count
 from typing import Any, cast
@@ -34,7 +34,9 @@ __all__ = ["describe", "describe_attributes", "describe_values"]
 DEPTH = 6
 """How deep containers and objects are looked into; what lies deeper is told by its type."""
 
+_NUMBERS = (int, float)
 _OPAQUE = (
+    *_NUMBERS,
     Meter,
     Optimizer,
     torch.Generator,
@@ -42,6 +44,7 @@ _OPAQUE = (
     type,
     types.ModuleType,
 )
+_Describer = Callable[[Any, int], Hashable]
 _Module = tuple[int, tuple[nn.Parameter, ...]]
 # Weak keys, so that a module that is gone frees its parameters.
 _modules: weakref.WeakKeyDictionary[nn.Module, _Module] = (
@@ -66,36 +69,51 @@ def describe_attributes(thing: object, skipped: AbstractSet[str]) -> Hashable:
     for name, value in vars(thing).items():
         if name not in skipped:
             parts.append(name)
-            is_number = isinstance(value, int | float)
+            is_number = isinstance(value, _NUMBERS)
             parts.append(bool(value) if is_number else describe(value))
     return tuple(parts)
 
 
 def describe(value: Any, depth: int = 0) -> Hashable:
     """Describe what the cost of work on a value can depend on."""
-    if value is None or isinstance(value, bool | str):
-        return cast(Hashable, value)
-    kind = cast(Hashable, type(value))
-    if isinstance(value, Tensor):
-        return (value.shape, value.dtype, value.requires_grad)
-    if isinstance(value, nn.Module):
-        return _describe_module(value)
-    if (
-        isinstance(value, int | float)
-        or depth == DEPTH
-        or isinstance(value, _OPAQUE)
-    ):
-        return kind
-    if isinstance(value, np.ndarray):
-        return (value.shape, value.dtype)
-    if callable(value):
-        return _describe_callable(value, depth)
-    return _describe_container(value, depth)
+    kind = type(value)
+    describer = _describers.get(kind)
+    if describer is None:
+        # Once for each type: asking what a value is took longer than describing it.
+        describer = _describers[kind] = _choose(kind)
+    return describer(value, depth)
+
+
+def _choose(kind: type) -> _Describer:
+    """Choose how values of a type are described."""
+    for kinds, describer in _BY_KIND:
+        if issubclass(kind, kinds):
+            return describer
+    is_callable = any("__call__" in vars(base) for base in kind.__mro__)
+    return _describe_callable if is_callable else _describe_container
+
+
+def _describe_value(value: Any, depth: int) -> Hashable:
+    return cast(Hashable, value)
+
+
+def _describe_type(value: Any, depth: int) -> Hashable:
+    return cast(Hashable, type(value))
+
+
+def _describe_tensor(value: Tensor, depth: int) -> Hashable:
+    return (value.shape, value.dtype, value.requires_grad)
+
+
+def _describe_array(value: np.ndarray[Any, Any], depth: int) -> Hashable:
+    return type(value) if depth == DEPTH else (value.shape, value.dtype)
 
 
 def _describe_container(value: Any, depth: int) -> Hashable:
     """Describe a collection, or another object by its attributes."""
     kind = cast(Hashable, type(value))
+    if depth == DEPTH:
+        return kind
     if isinstance(value, AbstractSet):
         return (kind, len(value))  # its order is not the same in all processes
     if isinstance(value, list | tuple):
@@ -116,7 +134,7 @@ def _describe_all(values: Iterable[Any], depth: int) -> Iterable[Hashable]:
     return [describe(value, depth + 1) for value in values]
 
 
-def _describe_module(module: nn.Module) -> Hashable:
+def _describe_module(module: nn.Module, depth: int) -> Hashable:
     """Tell which module it is, its mode, and which parameters are free."""
     entry = _modules.get(module)
     if entry is None:
@@ -131,6 +149,8 @@ def _describe_module(module: nn.Module) -> Hashable:
 
 def _describe_callable(function: Any, depth: int) -> Hashable:
     """Tell a function by its code and what it is bound to."""
+    if depth == DEPTH:
+        return cast(Hashable, type(function))
     if isinstance(function, functools.partial):
         bound = (*function.args, *function.keywords.values())
         return (describe(function.func, depth + 1), *_describe_all(bound, depth))
@@ -142,3 +162,14 @@ def _describe_callable(function: Any, depth: int) -> Hashable:
         # Code and not the function: a lambda is another object each time it is made.
         return (function.__code__, *_describe_all(cells, depth))
     return cast(Hashable, type(function))
+
+
+# The first that fits, so that a network is not taken for a function.
+_BY_KIND: tuple[tuple[tuple[type, ...], _Describer], ...] = (
+    ((types.NoneType, bool, str), _describe_value),
+    ((Tensor,), _describe_tensor),
+    ((nn.Module,), _describe_module),
+    (_OPAQUE, _describe_type),
+    ((np.ndarray,), _describe_array),
+)
+_describers: dict[type, _Describer] = {}
