@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from itertools import count
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,6 +81,8 @@ def describe(value: Any, depth: int = 0) -> Hashable:
     if describer is None:
         # Once for each type: asking what a value is took longer than describing it.
         describer = _describers[kind] = _choose(kind)
+    if depth == DEPTH and describer not in _AT_ANY_DEPTH:
+        return _describe_type(value, depth)
     return describer(value, depth)
 
 
@@ -90,15 +92,16 @@ def _choose(kind: type) -> _Describer:
         if issubclass(kind, kinds):
             return describer
     is_callable = any("__call__" in vars(base) for base in kind.__mro__)
-    return _describe_callable if is_callable else _describe_container
+    return _describe_callable if is_callable else _describe_object
 
 
-def _describe_value(value: Any, depth: int) -> Hashable:
-    return cast(Hashable, value)
+def _describe_value(value: Hashable, depth: int) -> Hashable:
+    return value
 
 
 def _describe_type(value: Any, depth: int) -> Hashable:
-    return cast(Hashable, type(value))
+    kind: Hashable = type(value)
+    return kind
 
 
 def _describe_tensor(value: Tensor, depth: int) -> Hashable:
@@ -106,23 +109,25 @@ def _describe_tensor(value: Tensor, depth: int) -> Hashable:
 
 
 def _describe_array(value: np.ndarray[Any, Any], depth: int) -> Hashable:
-    return type(value) if depth == DEPTH else (value.shape, value.dtype)
+    return (value.shape, value.dtype)
 
 
-def _describe_container(value: Any, depth: int) -> Hashable:
-    """Describe a collection, or another object by its attributes."""
-    kind = cast(Hashable, type(value))
-    if depth == DEPTH:
-        return kind
-    if isinstance(value, AbstractSet):
-        return (kind, len(value))  # its order is not the same in all processes
-    if isinstance(value, list | tuple):
-        return (kind, *_describe_all(value, depth))
+def _describe_set(value: AbstractSet[Any], depth: int) -> Hashable:
+    return (type(value), len(value))  # its order is not the same in all processes
+
+
+def _describe_sequence(value: Iterable[Any], depth: int) -> Hashable:
+    return (type(value), *_describe_all(value, depth))
+
+
+def _describe_mapping(value: Mapping[Any, Any], depth: int) -> Hashable:
     # Keys name parameters or number tasks: only how many there are matters.
-    entries = (
-        value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
-    )
-    return (kind, *_describe_all(entries.values(), depth))
+    return (type(value), *_describe_all(value.values(), depth))
+
+
+def _describe_object(value: Any, depth: int) -> Hashable:
+    entries = getattr(value, "__dict__", {})
+    return (type(value), *_describe_all(entries.values(), depth))
 
 
 def describe_values(values: Iterable[tuple[str, object]]) -> Hashable:
@@ -149,8 +154,6 @@ def _describe_module(module: nn.Module, depth: int) -> Hashable:
 
 def _describe_callable(function: Any, depth: int) -> Hashable:
     """Tell a function by its code and what it is bound to."""
-    if depth == DEPTH:
-        return cast(Hashable, type(function))
     if isinstance(function, functools.partial):
         bound = (*function.args, *function.keywords.values())
         return (describe(function.func, depth + 1), *_describe_all(bound, depth))
@@ -161,7 +164,7 @@ def _describe_callable(function: Any, depth: int) -> Hashable:
         cells = [cell.cell_contents for cell in function.__closure__ or ()]
         # Code and not the function: a lambda is another object each time it is made.
         return (function.__code__, *_describe_all(cells, depth))
-    return cast(Hashable, type(function))
+    return _describe_type(function, depth)
 
 
 # The first that fits, so that a network is not taken for a function.
@@ -171,5 +174,9 @@ _BY_KIND: tuple[tuple[tuple[type, ...], _Describer], ...] = (
     ((nn.Module,), _describe_module),
     (_OPAQUE, _describe_type),
     ((np.ndarray,), _describe_array),
+    ((AbstractSet,), _describe_set),
+    ((list, tuple), _describe_sequence),
+    ((Mapping,), _describe_mapping),
 )
+_AT_ANY_DEPTH = {_describe_value, _describe_tensor, _describe_module}
 _describers: dict[type, _Describer] = {}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -81,9 +82,7 @@ class StepKey:
 
     def __init__(self, learner: Learner, is_pulled: bool) -> None:
         self._learner = learner
-        # The learning rate may differ in each round, and costs nothing.
-        settings = (item for item in learner.train if item[0] != "lr")
-        self._common = (is_pulled, describe_values(settings))
+        self._common = (is_pulled, _describe_settings(learner.train))
 
     def __call__(self, count: int, head: Head) -> Hashable:
         """Give the key of the next step: all that its cost can depend on.
@@ -110,7 +109,7 @@ def run_round(learner: Learner, task: TaskData, round: Round) -> dict[str, float
     # One generator for the order, another for dropout: more layers must not change the batches.
     generator = torch.Generator().manual_seed(round.seed)
     seed_torch(round.seed)
-    samples = replace(samples, x=learner.images(samples.x))
+    samples = Samples(learner.images(samples.x), samples.y, samples.head)
     anchor = _anchor(learner) if round.proximal_mu else {}
     learner.model.train()
     with learner.meter.part():
@@ -180,6 +179,12 @@ def _anchor(learner: Learner) -> Tensors:
         for name, parameter in learner.trainable.items()
         if learner.entries.travels(name)
     }
+
+
+@lru_cache
+def _describe_settings(train: TrainConfig) -> Hashable:
+    # The learning rate may differ in each round, and costs nothing.
+    return describe_values(item for item in train if item[0] != "lr")
 
 
 def _is_free(parameter: nn.Parameter) -> bool:
