@@ -251,6 +251,17 @@ def own_learner(measured: Json) -> str:
     )
 
 
+def versions(measured: Json) -> str:
+    """Make the table of small runs in an earlier version and in this one."""
+    rows = [
+        [name, *(f"{row[key]:.2f}" for key in ("before", "now", "ratio"))]
+        for name, row in measured["results"].items()
+    ]
+    return section(
+        ["case", "before, s", "now, s", "ratio"], rows, measured["about"]
+    )
+
+
 def asynchronous(measured: Json) -> str:
     """Make the table of contenders in virtual time."""
     rows = measured["results"]["table"]
@@ -385,4 +396,5 @@ TABLES: dict[str, Callable[[Json], str]] = {
     "grpc_round": grpc_round,
     "grpc_round_tls": grpc_round,
     "grpc_vs_flower": grpc_vs_flower,
+    "versions": versions,
 }
