@@ -1,4 +1,4 @@
-"""Pictures of the size of CIFAR's, of noise: for times, not for accuracies."""
+"""Pictures of noise, as large as CIFAR's: for times, not accuracies."""
 
 from __future__ import annotations
 

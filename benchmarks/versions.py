@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from _common import RESULTS, give, in_turn, write
+from _common import RESULTS, give, in_turn, ratio, write
 
 SMALL = {"engine": {"backend": "inline"}, "seed": 0}
 CASES: dict[str, dict[str, Any]] = {
@@ -106,22 +106,22 @@ def compare(settings: dict[str, Any], args: argparse.Namespace) -> dict[str, Any
     words = [__file__, "--case", json.dumps(settings), str(args.runs)]
     cases = {"before": [args.before, *words], "now": [sys.executable, *words]}
     runs = in_turn(cases, args.repeats)
-    digests = {run["accuracy"] for found in runs.values() for run in found}
-    if len(digests) > 1:
-        raise SystemExit(f"the versions do not agree: accuracies {digests}")
-    before, now = (
-        min(run["seconds"] for run in runs[name]) for name in ("before", "now")
-    )
-    turns = zip(runs["now"], runs["before"], strict=True)
+    accuracies = {run["accuracy"] for run in chain.from_iterable(runs.values())}
+    if len(accuracies) > 1:
+        raise SystemExit(f"the versions do not agree: accuracies {accuracies}")
+    earlier, current = (shortest(runs[version]) for version in ("before", "now"))
     return {
-        "before": before,
-        "now": now,
-        "ratio": now / before,
-        "median of ratios": statistics.median(
-            new["seconds"] / old["seconds"] for new, old in turns
-        ),
+        "before": earlier,
+        "now": current,
+        "ratio": current / earlier,
+        "median of ratios": ratio(runs["now"], runs["before"], "seconds"),
         "runs": runs,
     }
+
+
+def shortest(runs: list[dict[str, Any]]) -> float:
+    """Return the smallest time of all processes of a version."""
+    return min(run["seconds"] for run in runs)
 
 
 def smallest(settings: dict[str, Any], runs: int) -> dict[str, Any]:
