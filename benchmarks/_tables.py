@@ -242,24 +242,25 @@ def own_learner(measured: Json) -> str:
         "gradient": "`gradient` / built-in",
         "counting": "counted / not",
     }
-    rows = [
-        [name, *(f"{row[key]:.2f}" for key in columns)]
-        for name, row in measured["results"].items()
-    ]
+    rows = two_places(measured, columns)
     return section(
         ["model, precision", *columns.values()], rows, measured["about"]
     )
 
 
+def two_places(measured: Json, keys: Iterable[str]) -> list[list[str]]:
+    """Make a row of each case: its name, and numbers with two decimal places."""
+    rows = []
+    for name, row in measured["results"].items():
+        rows.append([name, *(f"{row[key]:.2f}" for key in keys)])
+    return rows
+
+
 def versions(measured: Json) -> str:
     """Make the table of small runs in an earlier version and in this one."""
-    rows = [
-        [name, *(f"{row[key]:.2f}" for key in ("before", "now", "ratio"))]
-        for name, row in measured["results"].items()
-    ]
-    return section(
-        ["case", "before, s", "now, s", "ratio"], rows, measured["about"]
-    )
+    columns = {"before": "before, s", "now": "now, s", "ratio": "ratio"}
+    rows = two_places(measured, columns)
+    return section(["case", *columns.values()], rows, measured["about"])
 
 
 def asynchronous(measured: Json) -> str:
