@@ -242,10 +242,8 @@ def own_learner(measured: Json) -> str:
         "gradient": "`gradient` / built-in",
         "counting": "counted / not",
     }
-    rows = two_places(measured, columns)
-    return section(
-        ["model, precision", *columns.values()], rows, measured["about"]
-    )
+    head = ["model, precision", *columns.values()]
+    return section(head, two_places(measured, columns), measured["about"])
 
 
 def two_places(measured: Json, keys: Iterable[str]) -> list[list[str]]:
