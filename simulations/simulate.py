@@ -11,7 +11,7 @@ from fedknow.client.data import Benchmark, TaskStream, make_benchmark
 from fedknow.client.data.poison import POISONS, PoisonedStream
 from fedknow.client.host import Host
 from fedknow.client.learners import resolve
-from fedknow.client.state import StateStore
+from fedknow.client.state.remote import check_url, open_states
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.protocols.hostile import hostile_clients
 from fedknow.server.assemble import Clients, assemble
@@ -26,6 +26,7 @@ from fedknow.server.run.experiment import Experiment, RunResult
 from fedknow.server.run.folder import RunFolder
 from fedknow.server.run.parts import Parts
 from fedknow.server.run.recorder import Subscriber
+from fedknow.server.run.states import states_place
 from fedknow.server.tracking import tracking
 from fedknow.simulations.attacks import build_attack
 from fedknow.simulations.fleet.build import Fleet, build_fleet
@@ -100,7 +101,8 @@ def prepare(
     ------
     ConfigError
         If a part (:func:`fedknow.server.assemble.assemble`) or the fleet cannot be built, there
-        is no such device, or clients cannot train at once (``engine.vectorize``).
+        is no such device, clients cannot train at once (``engine.vectorize``), or nothing can be
+        written at ``engine.states``.
     """
     fleet = build_fleet(config) if config.fleet.devices else None
     # A cluster's machines have GPUs of their own.
@@ -108,6 +110,8 @@ def prepare(
         find_device(config.engine.device)
     parts = assemble(config, Clients.VIRTUAL, benchmark)
     clients_at_once(parts.learner, config.engine.vectorize, benchmark.spec)
+    if config.engine.states:
+        check_url(config.engine.states)
     return parts, fleet
 
 
@@ -155,12 +159,12 @@ def _workers(
         return RayGrid(
             config,
             stream,
-            folder.clients,
+            states_place(folder),
             listener=listener,
             adversary=adversary,
         )
     # Not durable at once: checkpoints wait for the disk.
     memory_bytes = config.engine.memory_mb * 2**20
-    store = StateStore(folder.clients, memory_bytes, durable=False)
+    store = open_states(states_place(folder), memory_bytes, durable=False)
     host = Host(config, stream, store)
     return InlineGrid(config.data.clients, host, store, listener, adversary)

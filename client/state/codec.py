@@ -200,7 +200,7 @@ def _read_file(
 ) -> tuple[Any, Tensors]:
     """Read a file's tree and its tensors, or those of some names."""
     try:
-        if files.is_sealed:
+        if not files.can_map:
             metadata, tensors = _parse_safetensors(files.read(path), names)
         else:
             metadata, tensors = _read_safetensors(path, names)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hmac
+import math
 import os
 import secrets
 import struct
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedknow.client.state.layout import list_files
 from fedknow.protocols.config import ConfigError
 from fedknow.protocols.extras import how_to_install
 from fedknow.protocols.files import write_atomic
@@ -28,7 +31,9 @@ _CHUNK_BYTES = 2**26
 
 
 class Files:
-    """Files in the clear.
+    """Files in the clear, in folders of this machine.
+
+    ``can_map`` says whether the system can map them into memory.
 
     Parameters
     ----------
@@ -42,6 +47,7 @@ class Files:
     """
 
     is_sealed = False
+    can_map = True
 
     def __init__(self, mode: int = 0o666) -> None:
         self._mode = mode
@@ -65,6 +71,37 @@ class Files:
         """
         return path.read_bytes()
 
+    def make_folder(self, folder: Path) -> None:
+        """Make a folder, if there is none."""
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def delete(self, path: Path) -> None:
+        """Delete a file."""
+        path.unlink()
+
+    def list(
+        self, root: Path, clients: Collection[int] | None = None
+    ) -> list[Path]:
+        """List the files of states, of some clients or of all."""
+        return list_files(root, clients)
+
+    def size(self, path: Path) -> float:
+        """Measure a file; infinity if it is missing."""
+        try:
+            return path.stat().st_size
+        except OSError:
+            return math.inf
+
+    def stamp(self, path: Path) -> int:
+        """Say when a file was written, in nanoseconds.
+
+        Raises
+        ------
+        OSError
+            If it is missing.
+        """
+        return path.stat().st_mtime_ns
+
 
 class SealedFiles(Files):
     """Files that only the owner of a key can read or make.
@@ -86,6 +123,7 @@ class SealedFiles(Files):
     """
 
     is_sealed = True
+    can_map = False
 
     def __init__(self, key: bytes) -> None:
         super().__init__(0o600)

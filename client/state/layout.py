@@ -14,6 +14,7 @@ __all__ = [
     "PART_SUFFIX",
     "VERSION_SUFFIX",
     "client_in",
+    "find",
     "list_files",
     "locate",
     "version_path",
@@ -31,11 +32,16 @@ def version_path(root: Path, client: int, version: int) -> Path:
     return _folder_of(root, client) / name
 
 
+def find(root: Path, name: str) -> Path:
+    """Give the place of a file by its name."""
+    return _folder_of(root, int(client_in(name))) / name
+
+
 def locate(root: Path, name: str) -> Path:
     """Give the place of a file by its name, and make its folder."""
-    folder = _folder_of(root, int(client_in(name)))
-    folder.mkdir(exist_ok=True)
-    return folder / name
+    path = find(root, name)
+    path.parent.mkdir(exist_ok=True)
+    return path
 
 
 def list_files(root: Path, clients: Collection[int] | None = None) -> list[Path]:

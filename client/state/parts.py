@@ -8,7 +8,7 @@ from pathlib import Path
 from fedknow.client.state.codec import part_names
 from fedknow.client.state.errors import StateLost
 from fedknow.client.state.files import Files
-from fedknow.client.state.layout import PART_SUFFIX, client_in, locate
+from fedknow.client.state.layout import PART_SUFFIX, client_in, find
 
 __all__ = ["NamedParts", "is_part"]
 
@@ -66,8 +66,8 @@ class NamedParts:
 
     def _parts_in(self, name: str) -> tuple[int, frozenset[str]]:
         """Give when a version was written, and the parts that it names."""
-        path = locate(self._folder, name)
-        written = path.stat().st_mtime_ns
+        path = find(self._folder, name)
+        written = self._files.stamp(path)
         noted = self._noted.get(name)
         # Headers are read once: a folder may hold thousands of files.
         if noted and noted[0] == written:

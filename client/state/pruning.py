@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedknow.client.state.errors import StateError
 from fedknow.client.state.files import Files
-from fedknow.client.state.layout import client_in, list_files, version_path
+from fedknow.client.state.layout import client_in, version_path
 from fedknow.client.state.parts import NamedParts, is_part
 
 __all__ = ["Pruning"]
@@ -31,6 +31,7 @@ class Pruning:
 
     def __init__(self, folder: Path, files: Files) -> None:
         self._folder = folder
+        self._files = files
         self._named_parts = NamedParts(folder, files)
         self._touched: set[int] | None = None
         # One a store: a process that forks keeps no thread, so a shared one would wait for ever
@@ -65,7 +66,7 @@ class Pruning:
             if versions.get(client)
         }
         # Listed now: files that come later are no business of this call's.
-        present = list_files(self._folder, touched)
+        present = self._files.list(self._folder, touched)
         self._deleting = self._background.submit(
             self.delete_except, names, present
         )
@@ -99,7 +100,7 @@ class Pruning:
                 # Which parts a damaged state names is not known, so all of its client's stay.
                 is_unclear = is_part(path) and client_in(path.name) in unclear
                 if path.name not in required and not is_unclear:
-                    path.unlink()
+                    self._files.delete(path)
         except OSError as error:
             raise StateError(
                 f"{self._folder}: old client states cannot be deleted: {error}"

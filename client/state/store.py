@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import weakref
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -18,8 +17,6 @@ from fedknow.client.state.files import Files
 from fedknow.client.state.layout import (
     PART_SUFFIX,
     VERSION_SUFFIX,
-    list_files,
-    locate,
     version_path,
 )
 from fedknow.client.state.memory import StateMemory
@@ -89,7 +86,7 @@ class StateStore:
         self._pruning = Pruning(self.folder, self._files)
         self._saves = 0
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self._files.make_folder(self.folder)
         except OSError as error:
             raise StateError(
                 f"{folder}: cannot be made: {error.strerror}"
@@ -127,7 +124,9 @@ class StateStore:
         """
         tree, tensors = pack(state)
         self._pruning.touch([client])
-        path = locate(self.folder, self.path(client, version).name)
+        path = self.path(client, version)
+        if path.parent != self.folder:
+            self._files.make_folder(path.parent)
         # Before the main file, so that a version never names a part that is not there.
         self._set_apart(path, tree, tensors, self._stored.get(client, {}))
         in_file = [
@@ -187,7 +186,7 @@ class StateStore:
             names = {
                 self.path(client, version).name for version in versions if version
             }
-        self._pruning.delete_except(names, list_files(self.folder))
+        self._pruning.delete_except(names, self._files.list(self.folder))
 
     def path(self, client: int, version: int) -> Path:
         """Give the file of one version (:mod:`fedknow.client.state.layout`)."""
@@ -232,7 +231,7 @@ class StateStore:
         for part, pairs in by_part.items():
             used = sum(tensors[tensor_name(leaf)].nbytes for leaf, _ in pairs)
             # Most of the part is of no use any more, or it is lost: it is written anew.
-            if 2 * used < _file_bytes(path.with_name(part)):
+            if 2 * used < self._files.size(path.with_name(part)):
                 unchanged += [leaf for leaf, _ in pairs]
                 continue
             for leaf, stored_leaf in pairs:
@@ -313,14 +312,6 @@ def _place_apart(part: str, unchanged: Sequence[Leaf], tensors: Tensors) -> None
     for leaf in unchanged:
         code = tensor_checksum(tensors[tensor_name(leaf)])
         place(tensors, leaf, [leaf[1], part, code])
-
-
-def _file_bytes(path: Path) -> float:
-    """Measure a file; infinity if it is missing."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return math.inf
 
 
 def _is_small(tensors: Mapping[str, torch.Tensor]) -> bool:

@@ -17,13 +17,15 @@ from fedknow.api.parts import adopt
 from fedknow.client.data import Benchmark, make_benchmark
 from fedknow.client.data.local import LOCAL
 from fedknow.client.learners import Learner, build_learner, resolve
-from fedknow.client.state import State, StateStore
+from fedknow.client.state import State
+from fedknow.client.state.remote import open_states
 from fedknow.protocols.config import ConfigError
 from fedknow.protocols.texts import counted
 from fedknow.server.reports.run_plots import RUN_PLOTS
 from fedknow.server.reports.summary import Summary, summarise
 from fedknow.server.run.checkpoint import Checkpoint, load_checkpoint
 from fedknow.server.run.folder import RunFolder
+from fedknow.server.run.states import states_place
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -308,7 +310,7 @@ class Run:
                 f"client = {client}: the run has {counted(clients, 'client')}, from 0"
             )
         # Only read, so that no memory is set aside for states.
-        store = StateStore(self._folder.clients, 0, durable=False)
+        store = open_states(states_place(self._folder), 0, durable=False)
         return store.load(client, checkpoint.versions.get(client, 0))
 
     def __repr__(self) -> str:

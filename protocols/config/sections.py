@@ -197,6 +197,11 @@ class EngineConfig(Section):
     code: str = ""
     """A folder of Python modules of yours, which goes along to all machines of the cluster at
     ``address``, first on the path of their workers. Empty: they have what they need."""
+    states: str = Field("", pattern=r"^([a-z][a-z0-9+.-]*://.+)?$")
+    """Simulations: a storage URL for client states, as fsspec reads it: ``s3://BUCKET/FOLDER``,
+    ``gs://...``, ``file:///nfs/FOLDER``. Each run has a folder of its own there, and ``--resume``
+    needs it. Empty: the run folder. ``memory://`` is one process's, and goes with ``backend =
+    "inline"`` alone."""
     memory_mb: int = Field(1024, ge=16, le=2**24)
     """Memory for client states a worker keeps at hand; the rest is read back from the run
     folder."""
@@ -242,6 +247,15 @@ class EngineConfig(Section):
             raise ConfigError(
                 f"engine.code = {show(self.code)}: it goes to the machines of a cluster, and "
                 "engine.address names none; leave engine.code empty, or set engine.address"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _states_that_workers_see(self) -> EngineConfig:
+        if self.states.startswith("memory://") and self.backend == "ray":
+            raise ConfigError(
+                f"engine.states = {show(self.states)}: the memory of one process, which workers "
+                "do not see; set engine.backend = 'inline', or name another place"
             )
         return self
 

@@ -64,6 +64,7 @@ from fedknow.server.run.run_reader import (
     RUN_ID,
     RunReader,
 )
+from fedknow.server.run.states import check_same_place, forget_states
 
 __all__ = ["RunFolder"]
 
@@ -150,6 +151,7 @@ class RunFolder(RunReader):
                     ]
                 )
             )
+        check_same_place(folder.config, config)
         if folder.complete:
             raise ConfigError(
                 f"{path} holds a finished run: there is nothing to resume "
@@ -283,6 +285,7 @@ class RunFolder(RunReader):
 
         A run that ended does not need them.
         """
+        forget_states(self)
         for place in (self.checkpoints, self.clients):
             shutil.rmtree(place, ignore_errors=True)
 

@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 import ray
@@ -19,7 +18,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError
 
 from fedknow.client.data.stream import TaskStream
-from fedknow.client.state import StateStore
+from fedknow.client.state.remote import is_url, open_states
 from fedknow.protocols import parts
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.messages import Message, client_of, nbytes
@@ -74,8 +73,8 @@ class RayGrid(MessageGrid):
     stream : TaskStream
         The clients' data; put into the object store once.
     folder : str or PathLike
-        The folder of client states. Machines of a cluster that do not see it get states through
-        Ray's object store.
+        The folder of client states, or a storage URL. Machines of a cluster that do not see the
+        folder get states through Ray's object store.
     workers : int
         Number of workers; 0: ``engine.workers``, and if that is 0 too, one a core of the
         cluster, or one a GPU (``engine.device``).
@@ -107,13 +106,14 @@ class RayGrid(MessageGrid):
         adversary: Adversary | None = None,
     ) -> None:
         # Workers read and write the states; this process only deletes old ones.
-        store = StateStore(Path(folder).absolute(), memory_bytes=0)
+        url = str(folder) if is_url(folder) else ""
+        store = open_states(url or os.path.abspath(folder), memory_bytes=0)
         super().__init__(
             stream.clients, store, listener=listener, adversary=adversary
         )
         # Workers of a Ray of our own are on this machine.
         has_other_machines = bool(config.engine.address)
-        self._courier = Courier(store, has_other_machines)
+        self._courier = Courier(store, has_other_machines, url)
         # A Ray that somebody else started is not ours to shut down.
         self._started_ray = not ray.is_initialized()
         self.pool: WorkerPool | None = None

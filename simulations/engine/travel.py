@@ -23,6 +23,7 @@ import psutil
 from fedknow.client.state import State, StateLost, StateStore
 from fedknow.client.state.codec import part_names
 from fedknow.client.state.layout import PART_SUFFIX, client_in, locate
+from fedknow.client.state.remote import open_states
 from fedknow.protocols.files import write_atomic
 from fedknow.simulations.engine.packing import Job
 
@@ -62,17 +63,18 @@ class Started:
 
 @dataclass(frozen=True)
 class States:
-    """The folder of client states on the driver's machine.
+    """Where client states lie.
 
     Attributes
     ----------
-    folder : Path
+    place : str
+        A folder on the driver's machine, or a storage URL.
     token : Path or None
         A file in it. Whoever does not see that is on a machine that does not see the folder; None:
         all see it.
     """
 
-    folder: Path
+    place: str
     token: Path | None = None
 
     def store(self, memory_bytes: int, durable: bool) -> StateStore:
@@ -80,7 +82,7 @@ class States:
         # The driver has written this file: whoever sees it sees the folder.
         if self.token is not None and not self.token.exists():
             return ScratchStore(memory_bytes)
-        return StateStore(self.folder, memory_bytes, durable)
+        return open_states(self.place, memory_bytes, durable)
 
 
 class ScratchStore(StateStore):
@@ -160,6 +162,8 @@ class Courier:
         The run folder's states.
     has_other_machines : bool
         Whether some workers may not see that folder.
+    url : str
+        Where the states lie at a storage URL, which all machines reach; empty: in the folder.
 
     Attributes
     ----------
@@ -169,17 +173,19 @@ class Courier:
         See the parameter.
     """
 
-    def __init__(self, store: StateStore, has_other_machines: bool) -> None:
+    def __init__(
+        self, store: StateStore, has_other_machines: bool, url: str = ""
+    ) -> None:
         self.has_other_machines = has_other_machines
         self._store = store
         self._held: dict[int, dict[int, int]] = {}
         self._private_nodes: set[str] = set()
         token = None
-        if has_other_machines:
+        if has_other_machines and not url:
             # The name is drawn: a copy of the folder on another machine has no such file.
             token = store.folder / f".seen-{secrets.token_hex(8)}"
             token.touch()
-        self.states = States(store.folder, token)
+        self.states = States(url or str(store.folder), token)
 
     def close(self) -> None:
         """Take away the file by which workers recognize the folder."""

@@ -266,6 +266,16 @@ def test_answers_do_not_depend_on_the_number_of_workers(
             assert waves(other, fails=[4]) == expected
 
 
+def test_states_may_lie_at_a_storage_url(cluster, inline, tmp_path):
+    expected = waves(inline)
+    url = f"file://{tmp_path}/states"
+    with RayGrid(CONFIG, Stream(), url, 2, Trainer) as grid:
+        assert waves(grid) == expected
+        assert len(grid.store._files.list(tmp_path / "states")) >= CLIENTS
+        grid.prune()
+    assert len(list((tmp_path / "states").glob("*"))) == CLIENTS
+
+
 def test_flowers_fedavg_runs_unmodified_and_gives_the_same_numbers(grid, inline):
     results = []
     for it in (grid, inline):
