@@ -88,11 +88,7 @@ def assemble(
         raise ConfigError(
             "fleet.devices: real clients are devices themselves; a fleet is for fedknow simulate"
         )
-    if config.engine.states and clients is not Clients.VIRTUAL:
-        raise ConfigError(
-            f"engine.states = {show(config.engine.states)}: real clients keep their states "
-            "themselves; leave it empty, or run fedknow simulate"
-        )
+    _check_states(config, clients)
     has_own_data = config.data.name == LOCAL and clients is not Clients.VIRTUAL
     if benchmark is None and not has_own_data:
         benchmark = make_benchmark(config)
@@ -142,6 +138,15 @@ def _check_lengths(
             f"when a task ends, and client {lengths.index(fewest)} has {fewest} of "
             f"data.tasks = {benchmark.tasks}; choose another learner, or a stream in which all "
             "clients have all tasks (data.tasks_min, data.partition)"
+        )
+
+
+def _check_states(config: ExperimentConfig, clients: Clients) -> None:
+    """Refuse a place for states that this process would not use."""
+    if config.engine.states and clients is not Clients.VIRTUAL:
+        raise ConfigError(
+            f"engine.states = {show(config.engine.states)}: real clients keep their states "
+            "themselves; leave it empty, or run fedknow simulate"
         )
 
 
