@@ -129,6 +129,10 @@ def adopt(section: str, part: Any, name: str) -> None:
             f"{section}.name = {name!r}: the run's {section} has a name that any process "
             f"finds; leave {section} out"
         )
+    if isinstance(part, str):
+        raise ConfigError(
+            f"{section} = {part!r}: must be the class or object itself, as the run was given it"
+        )
     # Under the run's name, besides its own.
     new_name = named(section, part)
     # A network may have other weights, since the run's are put into it.

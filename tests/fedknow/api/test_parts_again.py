@@ -10,6 +10,7 @@ from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
 import fedknow
+from fedknow.api.parts import adopt
 from fedknow.protocols import parts
 from fedknow.server.run.integrity import FolderDamaged
 
@@ -99,6 +100,11 @@ def test_another_data_set_is_no_stand_in(tmp_path, restart):
     restart()
     with pytest.raises(fedknow.ConfigError, match="not the data set of the run"):
         fedknow.load_run(tmp_path / "run", data=squares(2))
+
+
+def test_a_name_takes_no_objects_place():
+    with pytest.raises(fedknow.ConfigError, match="class or object itself"):
+        adopt("learner", "gem", "__main__:Celled")
 
 
 def test_a_named_part_needs_no_object(tmp_path):
