@@ -13,6 +13,7 @@ from fedknow.client.data.pools import find_column
 from fedknow.client.data.shares import Indices, Pool, TaskShares
 from fedknow.protocols.config import ConfigError, DataConfig, closest
 from fedknow.protocols.seeds import generator
+from fedknow.protocols.values import show
 
 __all__ = ["HeldOutPerson", "choose_people", "hold_out_people"]
 
@@ -64,8 +65,8 @@ def choose_people(column: Column, config: DataConfig, seed: int) -> Values:
         for name in config.held_out:
             if name not in places:
                 raise ConfigError(
-                    f"data.held_out = {config.held_out!r}: column {config.client_column!r} "
-                    f"names nobody {name!r}{closest(name, list(places))}; it names: "
+                    f"data.held_out = {show(config.held_out)}: column {config.client_column!r} "
+                    f"names nobody {show(name)}{closest(name, list(places))}; it names: "
                     f"{', '.join(column.names[:20])}"
                 )
         return np.unique([places[name] for name in config.held_out])
@@ -113,7 +114,7 @@ def hold_out_people(
     for pool, clients in zip(pools, shares, strict=True):
         if not any(len(train) and len(test) for train, test in clients):
             raise ConfigError(
-                f"data.held_out = {config.held_out!r}: no client has training and test samples "
+                f"data.held_out = {show(config.held_out)}: no client has training and test samples "
                 f"of task {pool.task}, so that nobody learns it; hold out fewer people"
             )
     held_out = []
@@ -129,7 +130,7 @@ def hold_out_people(
             )
         if not any(len(train) + len(test) for train, test in rows):
             raise ConfigError(
-                f"data.held_out = {config.held_out!r}: {name} has no sample of any task; leave "
+                f"data.held_out = {show(config.held_out)}: {name} has no sample of any task; leave "
                 "this person out of the list, or raise data.tasks"
             )
         held_out.append(HeldOutPerson(name, rows * config.repeats))

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator
 
+from fedknow.protocols.values import show
+
 if TYPE_CHECKING:
     from fedknow.protocols.config.data import DataConfig
 
@@ -23,7 +25,7 @@ def _read(value: Any) -> Any:
     if is_number and 0 <= value < 1:
         return float(value)
     raise ValueError(
-        f"data.held_out = {value!r}: give a share of the people, at least 0 and below 1, or "
+        f"data.held_out = {show(value)}: give a share of the people, at least 0 and below 1, or "
         "their names, for example data.held_out = 0.2 or data.held_out = ['ann', 'bob']"
     )
 
@@ -46,7 +48,7 @@ def check_held_out(data: DataConfig) -> None:
     """
     if not data.held_out:
         return
-    key = f"data.held_out = {data.held_out!r}"
+    key = f"data.held_out = {show(data.held_out)}"
     if data.partition != "natural":
         raise ValueError(
             f"{key} with data.partition = {data.partition!r}: only people can be held out; set "

@@ -17,6 +17,7 @@ from fedknow.client.learners.fedknow.frame import KnowledgeClient
 from fedknow.client.tensors import as_tensors
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.messages import Arrays
+from fedknow.protocols.values import show
 from fedknow.server.run import metrics
 from fedknow.server.run.stream_events import PeopleScored
 
@@ -243,7 +244,7 @@ def check_people(config: ExperimentConfig, learner: Learner) -> None:
     ConfigError
         Naming the setting and the remedy.
     """
-    key = f"data.held_out = {config.data.held_out!r}"
+    key = f"data.held_out = {show(config.data.held_out)}"
     if not config.data.held_out:
         return
     if not config.evaluation.global_model:
