@@ -39,6 +39,10 @@ WORDS = (
 )
 
 
+PART = 200_000
+"""Inputs after which a line says how far it is."""
+
+
 class Fault(Exception):
     """A reader let something pass that it must not."""
 
@@ -84,10 +88,19 @@ def watched(
     """
     # What is loaded once is loaded, and what is remembered a few times is full.
     earlier = run(max(2000, (inputs or 0) // 10), seconds, seed)
+    print(f"{earlier.total()} inputs, no fault", flush=True)
     began = time.monotonic()
     memory_at_start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    remaining = None if inputs is None else inputs - earlier.total()
-    outcomes = run(remaining, seconds, seed + 1)
+    outcomes: collections.Counter[str] = collections.Counter()
+    # In parts, each with a seed of its own, so that a long run can be seen to go on.
+    while inputs is None or (earlier + outcomes).total() < inputs:
+        remaining = seconds - (time.monotonic() - began)
+        if remaining <= 0:
+            break
+        part = PART if inputs is None else inputs - (earlier + outcomes).total()
+        seed += 1
+        outcomes += run(min(part, PART), remaining, seed)
+        print(f"{(earlier + outcomes).total()} inputs, no fault", flush=True)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory_at_start
     print(
         f"{earlier.total() + outcomes.total()} inputs, the last {outcomes.total()} of them in "
