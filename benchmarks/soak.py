@@ -1,6 +1,7 @@
 """Honest clients under thousands of hostile connections.
 
     python benchmarks/soak.py --connections 5000 --clients 20
+    python benchmarks/soak.py --kinds --connections 400      # what each kind costs the server
 
 Honest clients do rounds of work twice: undisturbed, and while another process opens hostile
 connections of every kind: silent ones, noise, streams without a word, watchers of health, bad
@@ -23,7 +24,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,12 +131,12 @@ ATTACKS: dict[str, Callable[[], bytes]] = {
 """What hostile connections say, by kind."""
 
 
-async def attack(port: int, connections: int) -> None:
-    """Open hostile connections of all kinds, and hold them until stdin ends."""
+async def attack(port: int, connections: int, kinds: Sequence[str]) -> None:
+    """Open hostile connections of some kinds, and hold them until stdin ends."""
     held: list[asyncio.StreamWriter] = []
     failures: collections.Counter[int] = collections.Counter()
-    kinds = itertools.cycle(ATTACKS.values())
-    for number, words in zip(range(connections), kinds, strict=False):
+    makers = itertools.cycle([ATTACKS[kind] for kind in kinds])
+    for number, words in zip(range(connections), makers, strict=False):
         # Of many addresses: the whole of 127.0.0.0/8 is this machine.
         source = f"127.0.{1 + number % 200}.{1 + number // 200 % 200}"
         try:
@@ -154,7 +155,10 @@ async def attack(port: int, connections: int) -> None:
 
 @contextmanager
 def under_attack(
-    port: int, connections: int, opened: list[int]
+    port: int,
+    connections: int,
+    opened: list[int],
+    kinds: Sequence[str] = tuple(ATTACKS),
 ) -> Iterator[threading.Event]:
     """Have another process attack meanwhile.
 
@@ -165,6 +169,8 @@ def under_attack(
         How many to open.
     opened : list of int
         Is told how many came through.
+    kinds : sequence of str
+        Of :data:`ATTACKS`.
 
     Yields
     ------
@@ -173,7 +179,7 @@ def under_attack(
     """
     is_open = threading.Event()
     words = [sys.executable, __file__, "--attack", str(port)]
-    words += ["--connections", str(connections)]
+    words += ["--connections", str(connections), "--only", *kinds]
     with subprocess.Popen(
         words, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
@@ -311,19 +317,49 @@ def run(soak: Soak) -> dict[str, Any]:
     }
 
 
+def costs(connections: int, seconds: float = 15.0) -> dict[str, float]:
+    """Measure what a hostile connection costs an idle server.
+
+    Each kind is held open until the server has ended what it ends by itself.
+
+    Returns
+    -------
+    dict of str to float
+        Milliseconds of processor time of a connection, by kind.
+    """
+    spent: dict[str, float] = {}
+    for kind in ATTACKS:
+        grid = GrpcGrid(read_config({"data": {"clients": 20}}), "127.0.0.1:0")
+        began = time.process_time()
+        with under_attack(grid.port, connections, [], [kind]) as is_open:
+            is_open.wait()
+            time.sleep(seconds)
+            used = time.process_time() - began
+        spent[kind] = round(1e3 * used / connections, 2)
+        grid.close()
+    return spent
+
+
 def main() -> None:
     """Run the command."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--connections", type=int, default=Soak.connections)
     options.add_argument("--clients", type=int, default=Soak.clients)
     options.add_argument("--rounds", type=int, default=Soak.rounds)
+    options.add_argument("--kinds", action="store_true")
     options.add_argument("--attack", type=int, help=argparse.SUPPRESS)
+    options.add_argument(
+        "--only", nargs="+", default=list(ATTACKS), help=argparse.SUPPRESS
+    )
     chosen = options.parse_args()
     # Each connection takes a descriptor, here and in the process that attacks.
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     if chosen.attack:
-        asyncio.run(attack(chosen.attack, chosen.connections))
+        asyncio.run(attack(chosen.attack, chosen.connections, chosen.only))
+        return
+    if chosen.kinds:
+        print(json.dumps(costs(chosen.connections), indent=1))
         return
     soak = Soak(chosen.connections, chosen.clients, chosen.rounds)
     print(json.dumps(run(soak), indent=1))

@@ -15,8 +15,11 @@ gives the solution of all samples in one place.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
+import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -26,8 +29,13 @@ from fedknow.client.learners.frames.closed_form import (
     triangle,
 )
 from fedknow.client.learners.frames.learner import Layout, Round, Tensors
+from fedknow.client.learners.frames.shared import check_large
 
 __all__ = ["Afcl"]
+
+SQUARES = 1e10
+"""Sum of the squares of a client's features in a task, at most, as a multiple of the ridge. Of a
+thousand such sums the solution still has right digits."""
 
 
 class Afcl(ClosedForm):
@@ -68,3 +76,29 @@ class Afcl(ClosedForm):
             "factor": ("float64", (-1, width)),
             "gram": ("float64", (-1,)),
         }
+
+    def check_share(self, shared: Mapping[str, np.ndarray]) -> None:
+        """Refuse sums that no samples have, or that outweigh all others."""
+        width, half = self.head.in_features, shared["gram"]
+        check_large("moment", shared["moment"])
+        check_large("factor", shared["factor"])
+        squares = float(np.square(shared["factor"]).sum())
+        if half.size:
+            if half.size != width * (width + 1) // 2:
+                raise ValueError(f"gram: {half.size} numbers for {width} rows")
+            check_large("gram", half)
+            matrix = torch.zeros(width, width, dtype=torch.float64)
+            rows, columns = torch.triu_indices(width, width)
+            matrix[rows, columns] = matrix[columns, rows] = torch.tensor(half)
+            squares = matrix.trace().item()
+            # Rounding alone may make it indefinite, by far less than this.
+            matrix.diagonal().add_(1e-9 * abs(squares) + 1e-12)
+            if torch.linalg.cholesky_ex(matrix).info.item():
+                raise ValueError(
+                    "gram: below 0 in a direction, as no squares are"
+                )
+        if squares > SQUARES * self.settings.ridge:
+            raise ValueError(
+                f"squares add up to {squares:.1e}, and learner.ridge = "
+                f"{self.settings.ridge:g} bears {SQUARES:.0e} times itself of one client; raise it"
+            )

@@ -9,8 +9,10 @@ call it FLCN). The client's half; the server's is :class:`fedknow.strategies.flc
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import nn
@@ -26,6 +28,7 @@ from fedknow.client.learners.frames.learner import (
     Tensors,
 )
 from fedknow.client.learners.frames.rehearsal import choose
+from fedknow.client.learners.frames.shared import check_classes
 from fedknow.protocols.config import TrainConfig
 from fedknow.protocols.seeds import integer
 from fedknow.protocols.texts import counted
@@ -164,6 +167,20 @@ class Flcn(Learner):
                 "classes": ("int64", (-1,)),
             }
         )
+
+    def check_share(self, shared: Mapping[str, np.ndarray]) -> None:
+        """Refuse samples without a label each, or with one of no class told."""
+        x, y, classes = shared["x"], shared["y"], shared["classes"]
+        check_classes("classes", classes, self.head.out_features)
+        if len(x) != len(y) or not len(x):
+            raise ValueError(f"{len(x)} samples with {len(y)} labels")
+        if (
+            len(np.unique(classes)) < len(classes)
+            or not np.isin(y, classes).all()
+        ):
+            raise ValueError(
+                "a label that is none of the classes, or a class twice"
+            )
 
     # --- training
 

@@ -41,6 +41,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -56,6 +57,7 @@ from fedknow.client.learners.frames.learner import (
     Round,
     Tensors,
 )
+from fedknow.client.learners.frames.shared import check_large
 from fedknow.protocols.config import ConfigError, TrainConfig
 from fedknow.protocols.seeds import integer
 
@@ -157,6 +159,20 @@ class Fot(Learner):
                 # One triangle, as a moment is symmetric.
                 layout[name] = "float32", (d * (d + 1) // 2,)
         return layout
+
+    def check_share(self, shared: Mapping[str, np.ndarray]) -> None:
+        """Refuse moments that no inputs have."""
+        for name, array in shared.items():
+            check_large(name, array)
+            # The diagonal of a moment, and an energy, are sums of squares.
+            if name.endswith(".energy") and array[0] < 0:
+                raise ValueError(f"{name}: {array[0]:g} is no sum of squares")
+            if array.ndim == 1 and not name.endswith(".energy"):
+                size = dimension(self.layers[name])
+                # Rows of a triangle become shorter by one each.
+                starts = np.cumsum([0, *range(size, 1, -1)])
+                if array[starts].min() < 0:
+                    raise ValueError(f"{name}: below 0 on its diagonal")
 
     @torch.no_grad()
     def share(self, task: TaskData, round: Round, ended: bool) -> Tensors:

@@ -18,8 +18,10 @@ has the expectation of Eq. (1)'s G if samples fall into groups by chance.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -32,6 +34,7 @@ from fedknow.client.learners.frames.learner import (
     Round,
     Tensors,
 )
+from fedknow.client.learners.frames.shared import check_classes, check_large
 from fedknow.protocols.seeds import integer
 
 __all__ = ["Stsa", "StsaSettings", "class_sums"]
@@ -83,6 +86,24 @@ class Stsa(Afcl):
             "classes": ("int64", (-1,)),
             "counts": ("int64", (-1,)),
         }
+
+    def check_share(self, shared: Mapping[str, np.ndarray]) -> None:
+        """Refuse sums that no samples have."""
+        if not self.settings.light:
+            super().check_share(shared)
+            return
+        sums, classes, counts = (
+            shared["sums"],
+            shared["classes"],
+            shared["counts"],
+        )
+        check_large("sums", sums)
+        check_large("counts", counts)
+        check_classes("classes", classes, self.head.out_features)
+        if not len(sums) == len(classes) == len(counts):
+            raise ValueError(f"{len(sums)} sums of {len(classes)} classes")
+        if counts.min(initial=1) < 1:
+            raise ValueError("counts: a sum of no sample")
 
     @classmethod
     def strategy_options(cls, settings: LearnerSettings) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -35,6 +36,7 @@ from fedknow.client.learners.frames.learner import (
     Tensors,
     hits,
 )
+from fedknow.client.learners.frames.shared import check_classes
 from fedknow.protocols.seeds import integer
 
 __all__ = ["Target", "TargetSettings", "distillation"]
@@ -158,6 +160,13 @@ class Target(Learner):
     def shares(self, ended: bool) -> Layout:
         """Return the classes of a task."""
         return {"classes": ("int64", (-1,))} if ended else {}
+
+    def check_share(self, shared: Mapping[str, np.ndarray]) -> None:
+        """Refuse classes that the model does not have, or has once."""
+        classes = shared["classes"]
+        check_classes("classes", classes, self.head.out_features)
+        if len(np.unique(classes)) < len(classes):
+            raise ValueError("a class is named twice")
 
     # --- training
 

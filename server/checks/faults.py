@@ -57,6 +57,7 @@ class Fault(StrEnum):
     DTYPE = "another dtype"
     NORM = "an absurd norm"
     METRICS = "unusable metrics"
+    VALUES = "impossible values"
 
 
 _FAULTS = {OUT_OF_MEMORY: Fault.OUT_OF_MEMORY, STATE_LOST: Fault.STATE_LOST}

@@ -18,7 +18,6 @@ from fedknow.protocols.messages import (
     CLIENT_FAILED,
     END_TASK,
     EVALUATE,
-    EXTRA,
     KEPT,
     METRICS,
     TRAIN,
@@ -36,7 +35,6 @@ from fedknow.protocols.work import (
     NUM_EXAMPLES,
 )
 from fedknow.server.checks.arrays import (
-    check_layout,
     check_like,
     finite_norm,
     longest_noise,
@@ -46,6 +44,7 @@ from fedknow.server.checks.claims import Claims
 from fedknow.server.checks.faults import ClientFailure, Fault, Unusable, fault_of
 from fedknow.server.checks.numbers import check_costs, check_number
 from fedknow.server.checks.scores import check_hits, read_score_lists
+from fedknow.server.checks.sharing import Sharing
 
 __all__ = ["KNOWLEDGE_BYTES", "NUM_EXAMPLES", "Inspector"]
 
@@ -90,6 +89,8 @@ class Inspector:
 
     Attributes
     ----------
+    sharing : Sharing
+        What is declared of ``extra`` records.
     failures : int
         Failures since :meth:`begin`.
     trained : list of (int, Metrics)
@@ -105,15 +106,14 @@ class Inspector:
         noise: float = 0.0,
     ) -> None:
         self._on_failure = on_failure
-        self._extras = extras or {}
+        self.sharing = Sharing(extras or {})
         self._claims = claims or Claims()
         self._max_update_norm = max_update_norm
         self._noise = noise
-        self._expected_norm = 0.0
         self._task = self._round = 0
         self._expected = Arrays()
         self._metrics: set[str] | None = None
-        self._scored = 0
+        self._expected_norm, self._scored = 0.0, 0
         self._should_collect = False
         self._kept: Arrays | None = None
         self.failures = 0
@@ -214,8 +214,7 @@ class Inspector:
             fault = fault_of(reply.failure.code)
             raise Unusable(fault, "", reply.failure.reason)
         norms = _check_numbers(reply)
-        if reply.kind in (TRAIN, END_TASK) and EXTRA in reply.content:
-            check_layout(reply.content[EXTRA], self._extras.get(reply.kind, {}))
+        self.sharing.inspect(reply)
         if reply.kind == TRAIN:
             self._check_training(reply, norms)
         elif reply.kind == END_TASK:

@@ -298,6 +298,8 @@ def _make_context(
     }
     claims = Claims.read(parts.partition, parts.stream)
     incidents = Incidents(config, folder, recorder, extras, claims)
+    # A user's learner may be none of ours.
+    incidents.inspector.sharing.check = getattr(learner, "check_share", None)
     may_begin_anew = config.engine.on_lost_state == "fresh"
     options = WaveOptions(
         inspect=incidents.inspector,

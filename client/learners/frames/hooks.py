@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -151,6 +152,17 @@ class Hooks:
     def shares(self, ended: bool) -> Layout:
         """Say what :meth:`share` may give: the server refuses anything else."""
         return {}
+
+    def check_share(self, shared: Mapping[str, np.ndarray]) -> None:
+        """Refuse, on the server, what no client of this method would share.
+
+        Names, dtypes and shapes are those of :meth:`shares`, and numbers are finite.
+
+        Raises
+        ------
+        ValueError
+            If the server's half could not work with it.
+        """
 
     def receive_extra(self, extra: Tensors) -> None:
         """Take what the strategy sends beside the parameters; not in every round.

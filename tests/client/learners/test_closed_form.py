@@ -235,3 +235,41 @@ def test_arrays_of_a_message_are_summed():
     twin = server_of()
     twin.load_state_dict(server.state_dict())
     assert torch.equal(twin.solution(), server.solution())
+
+
+# --- what hostile clients could share
+
+
+def sums_of(learner, count=40):
+    x, y = features_and_labels(count)
+    sums = learner.sums(x, y, Round(1, 0))
+    return {name: value.numpy() for name, value in sums.items()}
+
+
+HOSTILE = {
+    "gram": [
+        lambda a: -a,
+        lambda a: a * 1e12,
+        lambda a: a[:-1],
+        lambda a: np.full_like(a, 1e200),
+    ],
+    "factor": [lambda a: a * 1e9, lambda a: np.full_like(a, 1e160)],
+    "moment": [lambda a: np.full_like(a, -1e200)],
+    "sums": [lambda a: a[1:], lambda a: np.full_like(a, 1e200)],
+    "classes": [lambda a: a + CLASSES, lambda a: a - CLASSES, lambda a: a[1:]],
+    "counts": [lambda a: a * 0, lambda a: -a, lambda a: a[1:]],
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [({}, 40), ({}, 4), ({"name": "stsa", "light": True}, 40)],
+)
+def test_only_sums_that_samples_have_are_taken(options, count):
+    learner = learner_of(**options)
+    honest = sums_of(learner, count)
+    learner.check_share(honest)
+    for name, array in honest.items():
+        for spoil in HOSTILE[name] if array.size else ():
+            with pytest.raises(ValueError, match=r"."):
+                learner.check_share({**honest, name: spoil(array)})
