@@ -44,6 +44,10 @@ class Given:
 
     part: Any
 
+    def source(self) -> str | None:
+        """Return text that says what was given, where its class does not."""
+        return None
+
 
 _registered: dict[str, Any] = {}
 # Runs may be started from several threads of one notebook.
@@ -129,6 +133,8 @@ def source_of(name: str) -> str | None:
     if part is None:
         return None
     if isinstance(part, Given):
+        if (text := part.source()) is not None:
+            return text
         part = part.part
     definition = part if _is_definition(part) else type(part)
     try:
@@ -153,11 +159,11 @@ def _cell_source(definition: Any) -> str | None:
             continue
         line = member.__code__.co_firstlineno
         for node in ast.walk(ast.parse(text)):
-            is_named = (
+            if (
                 isinstance(node, ast.ClassDef)
                 and node.name == definition.__name__
-            )
-            if is_named and node.lineno <= line <= (node.end_lineno or 0):
+                and node.lineno <= line <= (node.end_lineno or 0)
+            ):
                 return ast.get_source_segment(text, node)
     return None
 

@@ -27,6 +27,7 @@ __all__ = [
     "BestSettings",
     "SearchRequest",
     "candidates",
+    "count_runs",
     "search",
     "with_holdout",
 ]
@@ -148,6 +149,13 @@ def candidates(learner: str, limit: int, seed: int) -> list[Settings]:
     # The defaults come first: of equal candidates the first one wins, and nothing changes
     # without need.
     return [defaults, *changed]
+
+
+def count_runs(config: ExperimentConfig, request: SearchRequest) -> int:
+    """Count the runs of a search, if none of them is there yet."""
+    names = _names(config, request.learners)
+    each = (len(candidates(name, request.limit, config.seed)) for name in names)
+    return request.seeds * sum(each)
 
 
 def search(

@@ -32,6 +32,12 @@ class GivenModel(Given):
         model: nn.Module = copy.deepcopy(self.part)
         return model
 
+    def source(self) -> str | None:
+        """Return the layers of a network that is made of others' modules."""
+        # The source of nn.Sequential would not say what the network was.
+        is_others = type(self.part).__module__.startswith(("fedknow.", "torch."))
+        return repr(self.part) if is_others else None
+
 
 class GivenStrategy(Given):
     """Makes copies of a strategy."""

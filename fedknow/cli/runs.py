@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +35,7 @@ from fedknow.cli.output import (
 )
 from fedknow.cli.watch import WATCH, page_served
 from fedknow.protocols.config import ConfigError, ExperimentConfig
+from fedknow.protocols.texts import counted
 
 __all__ = ["compare", "paper", "search", "simulate"]
 
@@ -264,15 +266,15 @@ def search(  # noqa: PLR0913  # a command's options are its arguments
     with explained(place, extra="sim"):
         # Imported late, so that the command line starts fast and on an edge box.
         from fedknow.cli.tables import print_table, search_table
-        from fedknow.simulations.search import SearchRequest
+        from fedknow.simulations.search import SearchRequest, count_runs
         from fedknow.simulations.search import search as search_all
 
         words = ["fedknow", "search", experiment, "--learners", learners]
         words += ["--runs", str(runs), "--seeds", str(seeds)]
         # The whole command, so that the record can be repeated.
-        for change in changes or []:
-            words += ["--set", change]
+        words += chain.from_iterable(("--set", text) for text in changes or [])
         request = SearchRequest(names, runs, seeds, shlex.join(words))
+        _say_runs(count_runs(config, request), quiet)
         best, failures = search_all(
             config, request, place, progress_of_each(quiet)
         )
@@ -285,6 +287,12 @@ def search(  # noqa: PLR0913  # a command's options are its arguments
         )
         # Some candidates may fail; a search fails when all of them did.
         report_failures(failures, is_fatal=not best)
+
+
+def _say_runs(count: int, quiet: bool) -> None:
+    # Of all learners it is hundreds, which one would not guess.
+    if not quiet:
+        out.print(f"It takes {counted(count, 'run')} at most.", highlight=False)
 
 
 def _refuse_learners(learners: str) -> None:

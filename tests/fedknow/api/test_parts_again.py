@@ -144,3 +144,11 @@ def test_a_damaged_record_is_said(tmp_path):
     (found.path / "parts.json").write_text("[1")
     with pytest.raises(FolderDamaged, match=r"parts\.json is damaged"):
         found.model()
+
+
+def test_a_network_of_ready_made_layers_is_recorded_by_its_layers(tmp_path):
+    run(tmp_path / "run", data=squares(), model=net())
+    recorded = json.loads((tmp_path / "run" / "parts.json").read_text())
+    text = recorded["model.name"]["sources"][0]
+    assert "Linear(in_features=64, out_features=8" in text
+    assert "SplitModel" in text
