@@ -26,6 +26,7 @@ from fedknow.strategies.guarded import (
     QFedAvg,
 )
 from fedknow.strategies.joint import JointCentral
+from fedknow.strategies.lander import Lander
 from fedknow.strategies.lorm import Lorm
 from fedknow.strategies.robust import (
     Bulyan,
@@ -131,6 +132,10 @@ BUILTIN = {
     "target": Builtin(
         Target,
         "FedAvg and images made of the model, for the learner target (Zhang et al. 2023)",
+    ),
+    "lander": Builtin(
+        Lander,
+        "the same, near an anchor for each class, for the learner lander (Tran et al. 2024)",
     ),
     "lorm": Builtin(
         Lorm,

@@ -22,11 +22,21 @@ from torch.nn import functional as F
 
 from fedknow.client.learners.target import distillation
 
-__all__ = ["Generator", "SynthesisEffort", "statistics_gap", "synthesize"]
+__all__ = [
+    "NOISE",
+    "Generator",
+    "Synthesis",
+    "SynthesisEffort",
+    "fresh_student",
+    "rivals_in",
+    "run_synthesis",
+    "statistics_gap",
+    "synthesize",
+]
 
 _BATCH = 64
 """Images that are made together."""
-_NOISE = 64
+NOISE = 64
 """Numbers of noise for an image."""
 _EXCLUDED = -1e9
 """A logit that a softmax leaves out without becoming infinite."""
@@ -60,7 +70,7 @@ class Generator(nn.Module):
         # Two upsamplings follow, each by two.
         height = math.ceil(self._height / 4)
         self._start = 2 * width, height, math.ceil(self._width / 4)
-        self.spread = nn.Linear(_NOISE, math.prod(self._start))
+        self.spread = nn.Linear(NOISE, math.prod(self._start))
         self.paint = nn.Sequential(
             nn.BatchNorm2d(2 * width),
             nn.Upsample(scale_factor=2),
@@ -163,15 +173,28 @@ def synthesize(
     tuple of Tensor
         Images, float [samples, C, H, W], and the class that each was made for, int64 [samples].
     """
-    classes = torch.cat(list(slices))
     width = int(teacher(torch.zeros(1, *shape)).shape[1])
     # Student before generator: the order of random draws is part of a run.
-    synthesis = _Synthesis(
+    synthesis = Synthesis(
         teacher,
-        _student(teacher, trainable),
+        fresh_student(teacher, trainable),
         Generator(shape),
-        _rivals(slices, width),
+        rivals_in(slices, width),
     )
+    return run_synthesis(synthesis, shape, slices, effort)
+
+
+def run_synthesis(
+    synthesis: Synthesis,
+    shape: tuple[int, int, int],
+    slices: Sequence[Tensor],
+    effort: SynthesisEffort,
+) -> tuple[Tensor, Tensor]:
+    """Make images batch by batch, and distil the student after each.
+
+    Parameters and results are those of :func:`synthesize`.
+    """
+    classes = torch.cat(list(slices))
     images = torch.zeros(0, *shape)
     labels = torch.zeros(0, dtype=torch.int64)
     while len(images) < effort.samples:
@@ -184,7 +207,7 @@ def synthesize(
     return images[: effort.samples], labels[: effort.samples]
 
 
-class _Synthesis:
+class Synthesis:
     """A generator and a student that learn from one teacher, in turns.
 
     Parameters
@@ -216,21 +239,26 @@ class _Synthesis:
 
     def make_batch(self, y: Tensor, steps: int) -> Tensor:
         """Train the generator and its noise for some labels; return the images."""
-        noise = torch.randn(_BATCH, _NOISE, requires_grad=True)
+        noise = torch.randn(_BATCH, NOISE, requires_grad=True)
         # Each batch begins with noise of its own, so its optimizer is new too.
         noise_optimizer = torch.optim.Adam([noise], lr=1e-2, betas=(0.5, 0.999))
         # The student's BatchNorm must not move while it judges.
         self._student.eval()
         for _ in range(steps):
-            loss = self._generator_loss(self._generator(noise), y)
+            images = self._generator(self.place(noise, y))
+            loss = self.generator_loss(images, y)
             self._generator_optimizer.zero_grad()
             noise_optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self._generator_optimizer.step()
             noise_optimizer.step()
         with torch.no_grad():
-            images: Tensor = self._generator(noise)
-        return images
+            result: Tensor = self._generator(self.place(noise, y))
+        return result
+
+    def place(self, noise: Tensor, y: Tensor) -> Tensor:
+        """Give what the generator makes images of; here the noise alone."""
+        return noise
 
     def distil(
         self,
@@ -249,10 +277,15 @@ class _Synthesis:
             loss = distillation(
                 self._student(x), answer, slices, effort.temperature
             )
+            loss = loss + self.student_loss(x)
             loss.backward()  # type: ignore[no-untyped-call]
             self._student_optimizer.step()
 
-    def _generator_loss(self, x: Tensor, y: Tensor) -> Tensor:
+    def student_loss(self, x: Tensor) -> Tensor | float:
+        """Give what a method adds to the student's loss on images."""
+        return 0.0
+
+    def generator_loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the sum of the paper's three terms, Eq. (9)."""
         is_excluded = ~self._rivals[y]
         with statistics_gap(self._teacher) as gaps:
@@ -271,7 +304,7 @@ class _Synthesis:
         return loss
 
 
-def _rivals(slices: Sequence[Tensor], width: int) -> Tensor:
+def rivals_in(slices: Sequence[Tensor], width: int) -> Tensor:
     """Mark for each class the classes of its slice, bool [width, width]."""
     rivals = torch.zeros(width, width, dtype=torch.bool)
     for classes in slices:
@@ -279,7 +312,9 @@ def _rivals(slices: Sequence[Tensor], width: int) -> Tensor:
     return rivals
 
 
-def _student(teacher: nn.Module, trainable: Collection[str] | None) -> nn.Module:
+def fresh_student(
+    teacher: nn.Module, trainable: Collection[str] | None
+) -> nn.Module:
     """Copy the teacher without its knowledge; frozen parameters stay."""
     student = copy.deepcopy(teacher)
     for module in student.modules():

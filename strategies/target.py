@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.app import Message as FlowerMessage
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedknow.client.host import one_thread
 from fedknow.client.learners.target import Target as TargetLearner
@@ -155,15 +155,10 @@ class Target(PairedStrategy):
         # A seed of the task's own, and a fork: other draws of the server stay as they are.
         with torch.random.fork_rng(devices=[]), one_thread():
             torch.manual_seed(integer(self._seed, "target", task))
-            images, _ = synthesize(
-                teacher,
-                self._shape,
-                slices,
-                self._effort,
-                self._learner.trainable,
-            )
+            images = self._synthesize(teacher, slices)
             with torch.no_grad():
                 logits = teacher(images)
+                added = self._describe(teacher, images)
         classes = torch.cat(list(slices))
         numbers = [
             torch.full_like(part, number) for number, part in enumerate(slices)
@@ -174,7 +169,19 @@ class Target(PairedStrategy):
             "logits": logits[:, classes],
             "classes": classes,
             "slice": torch.cat(numbers),
+            **added,
         }
         return Arrays(
             (name, value.contiguous().numpy()) for name, value in extra.items()
         )
+
+    def _synthesize(self, teacher: nn.Module, slices: Sequence[Tensor]) -> Tensor:
+        """Make images of the teacher, float [samples, C, H, W]."""
+        images, _ = synthesize(
+            teacher, self._shape, slices, self._effort, self._learner.trainable
+        )
+        return images
+
+    def _describe(self, teacher: nn.Module, images: Tensor) -> dict[str, Tensor]:
+        """Give what else of the images goes to clients."""
+        return {}

@@ -46,6 +46,7 @@ from fedknow.client.learners.joint import (
     JointCentralEqual,
     JointEqual,
 )
+from fedknow.client.learners.lander import Lander
 from fedknow.client.learners.lorm import Lorm
 from fedknow.client.learners.lwf import Lwf
 from fedknow.client.learners.mas import Mas
@@ -121,6 +122,7 @@ LEARNERS: dict[str, type[Learner]] = {
     "fedprotip": FedProtip,
     "lorm": Lorm,
     "glfc": Glfc,
+    "lander": Lander,
 }
 
 

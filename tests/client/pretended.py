@@ -39,6 +39,7 @@ BASE = {
 }
 SHORT = {
     "target": ["learner.generator_steps=3", "learner.student_steps=1"],
+    "lander": ["learner.generator_steps=3", "learner.student_steps=1"],
     "co2l": ["learner.head_epochs=2"],
 }
 OTHER_WAYS = [

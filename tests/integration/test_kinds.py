@@ -47,6 +47,7 @@ REFUSED = {
     "fedprotip": "nothing to learn but convolutions and linear layers",
     "co2l": "works on samples of kind image",
     "target": "works on samples of kind image",
+    "lander": "works on samples of kind image",
 }
 """Learners that look into images, or into the layers of a plain network."""
 

@@ -43,6 +43,7 @@ HOOKS_ONLY = [
         "fot",
         "fedprotip",
         "lorm",
+        "lander",
         "afcl",
         "stsa",
     }
