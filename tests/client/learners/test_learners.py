@@ -80,6 +80,32 @@ def test_one_sgd_step_by_hand(tiny_model, tiny_task, kind):
     )
 
 
+def test_a_gradient_is_clipped_to_its_norm(tiny_model, tiny_task):
+    """A single step of lr 0.5 moves all weights together by half of the norm."""
+    moved = {}
+    for norm in (0.0, 1e-3):
+        train = SGD.model_copy(update={"clip_norm": norm})
+        learner = Finetune(tiny_model(), train, LearnerSettings())
+        before = weights(learner)
+        learner.fit(tiny_task(1), Round(1, 0))
+        after = weights(learner)
+        parts = [(after[name] - before[name]).flatten() for name in after]
+        moved[norm] = float(torch.cat(parts).norm())
+    assert moved[1e-3] == pytest.approx(0.5e-3, rel=1e-3)
+    assert moved[0.0] > 10 * moved[1e-3]
+
+
+def test_the_order_of_batches_is_the_rounds(tiny_model, tiny_task):
+    train = SGD.model_copy(update={"batch_size": 4})
+    heads = []
+    for seed in (1, 1, 2):
+        learner = Finetune(tiny_model(), train, LearnerSettings())
+        learner.fit(tiny_task(1), Round(1, seed))
+        heads.append(weights(learner)["head.weight"])
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+
+
 @pytest.mark.parametrize(
     ("kind", "travelling"),
     [

@@ -1,5 +1,6 @@
 """FedKNOW's client: restored gradients, integrated steps, and the traps that must not come back."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -407,6 +408,41 @@ def test_post_aggregation_turns_g_a_towards_g_b(
     assert 0 <= client.counts()["opposed"] <= 1
     assert all(cosine >= -1e-5 for cosine in calls)
     assert client.epochs == TRAIN.epochs + (form == "extra-epoch")
+
+
+def test_g_b_is_the_gradient_at_the_model_before_aggregation(
+    tiny_model, tiny_task, monkeypatch
+):
+    seen = []
+    closed_form = negative_transfer.integrate_one
+
+    def watched(g_a, g_b):
+        seen.append(g_b.clone())
+        return closed_form(g_a, g_b)
+
+    monkeypatch.setattr(negative_transfer, "integrate_one", watched)
+    whole = TRAIN.model_copy(update={"batch_size": 64, "epochs": 1})
+    client = learner(tiny_model, train=whole, post_aggregation="first-epoch")
+    task = tiny_task(0)
+    client.fit(task, Round(1, 1))
+    before = copy.deepcopy(client.model)
+    client.receive({name: -value for name, value in client.send().items()})
+    client.fit(task, Round(2, 2))
+    loss = F.cross_entropy(before(task.train.x)[:, :2], task.train.y)
+    parts = torch.autograd.grad(loss, list(before.body.parameters()))
+    expected = torch.cat([part.flatten() for part in parts])
+    (g_b,) = seen
+    assert g_b.norm() > 0
+    assert torch.allclose(g_b, expected, atol=1e-6)
+
+
+def test_a_task_has_no_teacher_of_its_own(tiny_model, tiny_task):
+    client = live_through(
+        learner(tiny_model), [tiny_task(0), tiny_task(1), tiny_task(2)]
+    )
+    restorer = client._restorer
+    assert restorer.tasks_before(1) == [0]
+    assert restorer.tasks_before(3) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("post", ["off", "first-epoch"])

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import nnls
 
+from fedknow.client.learners.frames import projection
 from fedknow.client.learners.frames.projection import (
     integrate,
     integrate_one,
@@ -37,6 +38,14 @@ def problems(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     if draw(st.booleans()):
         g = -signature.sum(0) + 0.1 * g  # opposes everything
     return g, signature
+
+
+def test_sweeps_take_away_what_the_active_set_violates(monkeypatch) -> None:
+    gram = np.array([[2.0, 1.0], [1.0, 2.0]])
+    products = np.array([-1.0, -1.0])
+    monkeypatch.setattr(projection, "_active_set", lambda q, b: 0 * b)
+    # Without a multiplier both constraints are violated by one.
+    assert (gram @ solve_dual(gram, products) + products >= -1e-9).all()
 
 
 def test_no_violated_constraint_leaves_the_gradient_untouched() -> None:
