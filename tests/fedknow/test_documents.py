@@ -140,3 +140,11 @@ def test_modules_that_moved_are_where_the_changelog_says():
     modules = ROW.findall(page.partition("## Modules with new names")[2])
     assert len(modules) > 30
     assert [module for module in modules if not exists(module)] == []
+
+
+def test_the_tests_that_the_threat_model_names_are_there():
+    text = (ROOT / "docs/explanation/security.md").read_text("utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", text)
+    assert len(named) > 15
+    for file, name in named:
+        assert f"def {name}(" in (ROOT / file).read_text("utf-8"), name
