@@ -19,9 +19,13 @@ def job(tmp_path):
     """Runs the Slurm script on two nodes that are none; gives the commands in order."""
     place = tmp_path / "bin"
     place.mkdir()
+    # The head answers once both nodes were told to start, which happens beside the script.
+    started = f"$(grep -c 'ray start' {tmp_path}/calls)"
+    wait = f'until [ "{started}" = 2 ]; do sleep 0.05; done'
     stand_ins = {
         "scontrol": "printf 'a\\nb\\n'",
-        "srun": f'echo "$*" >> {tmp_path}/calls',
+        "srun": f'case "$*" in *health-check*) {wait};; esac\n'
+        f'echo "$*" >> {tmp_path}/calls',
     }
     for name, body in stand_ins.items():
         (place / name).write_text(f"#!/bin/sh\n{body}\n")
