@@ -28,13 +28,19 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.fot import Fot, FotSettings, triangle
+from fedknow.client.learners.fot import (
+    Fot,
+    FotSettings,
+    check_triangle,
+    triangle,
+)
 from fedknow.client.learners.frames.batch import Samples, widen
 from fedknow.client.learners.frames.learner import (
     HeadSlice,
@@ -46,6 +52,7 @@ from fedknow.client.learners.frames.learner import (
     Tensors,
 )
 from fedknow.client.learners.frames.scoring import among
+from fedknow.client.learners.frames.shared import check_classes
 
 __all__ = [
     "CLASSES",
@@ -148,6 +155,18 @@ class FedProtip(Fot):
             CLASSES: ("int64", (-1,)),
         }
         return super().shares(ended) | (added if ended else {})
+
+    def check_share(self, shared: Mapping[str, np.ndarray]) -> None:
+        """Refuse moments that no inputs have, and classes that are not there."""
+        check_triangle(FEATURES, shared[FEATURES], self.head.in_features)
+        classes = shared[CLASSES]
+        check_classes(CLASSES, classes, self.head.out_features)
+        if len(np.unique(classes)) < len(classes):
+            raise ValueError("a class is named twice")
+        own_names = (FEATURES, CLASSES)
+        super().check_share(
+            {n: array for n, array in shared.items() if n not in own_names}
+        )
 
     def share(self, task: TaskData, round: Round, ended: bool) -> Tensors:
         """Give what :meth:`shares` lists; there is nothing after a round."""

@@ -64,6 +64,7 @@ from fedknow.protocols.seeds import integer
 __all__ = [
     "Fot",
     "FotSettings",
+    "check_triangle",
     "dimension",
     "inputs",
     "layers",
@@ -168,11 +169,7 @@ class Fot(Learner):
             if name.endswith(".energy") and array[0] < 0:
                 raise ValueError(f"{name}: {array[0]:g} is no sum of squares")
             if array.ndim == 1 and not name.endswith(".energy"):
-                size = dimension(self.layers[name])
-                # Rows of a triangle become shorter by one each.
-                starts = np.cumsum([0, *range(size, 1, -1)])
-                if array[starts].min() < 0:
-                    raise ValueError(f"{name}: below 0 on its diagonal")
+                check_triangle(name, array, dimension(self.layers[name]))
 
     @torch.no_grad()
     def share(self, task: TaskData, round: Round, ended: bool) -> Tensors:
@@ -238,6 +235,21 @@ def dimension(layer: nn.Conv2d | nn.Linear) -> int:
 def triangle(moment: Tensor) -> Tensor:
     """Half of a symmetric matrix by rows: float [d, d] -> [d (d + 1) / 2]."""
     return moment[torch.ones_like(moment, dtype=torch.bool).triu()]
+
+
+def check_triangle(name: str, half: np.ndarray, size: int) -> None:
+    """Refuse half of a second moment [size, size] that no inputs have.
+
+    Raises
+    ------
+    ValueError
+        If a number is too large, or one on the diagonal is below 0.
+    """
+    check_large(name, half)
+    # Rows of a triangle become shorter by one each.
+    starts = np.cumsum([0, *range(size, 1, -1)])
+    if half[starts].min() < 0:
+        raise ValueError(f"{name}: below 0 on its diagonal")
 
 
 def layers(

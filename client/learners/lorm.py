@@ -27,13 +27,19 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.fot import dimension, inputs, triangle
+from fedknow.client.learners.fot import (
+    check_triangle,
+    dimension,
+    inputs,
+    triangle,
+)
 from fedknow.client.learners.frames.batch import Samples
 from fedknow.client.learners.frames.learner import (
     HeadSlice,
@@ -45,6 +51,7 @@ from fedknow.client.learners.frames.learner import (
     State,
     Tensors,
 )
+from fedknow.client.learners.frames.shared import check_large
 from fedknow.client.models.lora import Adapted
 from fedknow.protocols.config import ConfigError, TrainConfig
 from fedknow.protocols.seeds import integer
@@ -152,15 +159,28 @@ class Lorm(Learner):
 
     def shares(self, ended: bool) -> Layout:
         """List G of each adapted layer, and of the head."""
-        widths = {
-            name: dimension(adapter.a) for name, adapter in self.adapters.items()
-        }
-        widths[FEATURES] = self.head.in_features
-        is_full = self.settings.gram == "full"
-        return {
-            name: ("float32", (d * (d + 1) // 2 if is_full else d,))
-            for name, d in widths.items()
-        }
+        layout: Layout = {}
+        for name in (*self.adapters, FEATURES):
+            d = self._width_of(name)
+            is_full = self.settings.gram == "full"
+            size = d * (d + 1) // 2 if is_full else d
+            layout[name] = ("float32", (size,))
+        return layout
+
+    def check_share(self, shared: Mapping[str, np.ndarray]) -> None:
+        """Refuse G that no inputs have."""
+        for name, array in shared.items():
+            check_large(name, array)
+            if self.settings.gram == "full":
+                check_triangle(name, array, self._width_of(name))
+            elif array.min() < 0:
+                raise ValueError(f"{name}: below 0, as no sum of squares is")
+
+    def _width_of(self, name: str) -> int:
+        """Tell d of an adapted layer, or of the head."""
+        if name == FEATURES:
+            return self.head.in_features
+        return dimension(self.adapters[name].a)
 
     @torch.no_grad()
     def share(self, task: TaskData, round: Round, ended: bool) -> Tensors:

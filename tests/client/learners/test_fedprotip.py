@@ -170,6 +170,21 @@ def test_what_is_sent(tiny_model, tiny_task):
     assert shared[CLASSES].tolist() == [2, 3]
 
 
+def test_impossible_shares_are_refused():
+    learner = plain()
+    shared = learner.share(task_of(0, draw([0, 1], 30, 1)), Round(0, 0), True)
+    arrays = {name: value.numpy() for name, value in shared.items()}
+    learner.check_share(arrays)
+    for name, value, words in (
+        (FEATURES, -arrays[FEATURES], "diagonal"),
+        ("1", -arrays["1"], "diagonal"),
+        (CLASSES, np.array([0, 6]), "0 to 5"),
+        (CLASSES, np.array([0, 0]), "twice"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            learner.check_share(arrays | {name: value})
+
+
 def test_the_server_takes_up_where_it_was():
     learner = plain(directions=2)
     server, other = server_of(learner), server_of(learner)

@@ -155,6 +155,17 @@ def test_what_is_sent_is_the_inputs_gram(gram, model):
     torch.testing.assert_close(shared[FEATURES], expected)
 
 
+@pytest.mark.parametrize("gram", ["diagonal", "full"])
+def test_impossible_sums_are_refused(tiny_task, gram):
+    learner = learner_of(gram=gram)
+    shared = learner.share(tiny_task(0), Round(1, 1), False)
+    arrays = {name: value.numpy() for name, value in shared.items()}
+    learner.check_share(arrays)
+    for name in arrays:
+        with pytest.raises(ValueError, match="below 0"):
+            learner.check_share(arrays | {name: -1 - abs(arrays[name])})
+
+
 def test_factors_of_all_tasks_answer():
     """An adapter of a larger rank, against the sum that it stands for."""
     learner = learner_of()
