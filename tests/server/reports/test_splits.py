@@ -103,6 +103,21 @@ def test_a_page_of_a_real_split(tmp_path) -> None:
     assert (tmp_path / "plots" / "split.png").is_file()
 
 
+def test_more_clients_than_are_listed_have_the_same_sums() -> None:
+    config = read_config(
+        {"data": {"partition": "dirichlet", "clients": 5, "tasks": 2}}
+    )
+    partition = make_benchmark(config).partition
+    figures, table = split_blocks(partition.summary(limit=2))
+    _, whole = split_blocks(partition.summary())
+    assert "the first 2 of 5 clients" in figures.plots[0].caption
+    sums = [[row[place] for place in (0, 1, 4)] for row in table.texts()]
+    assert sums == [[row[place] for place in (0, 1, 4)] for row in whole.texts()]
+    sizes = sorted(len(shares[1].train) for shares in partition.tasks)
+    text = f"{sizes[0]} to {sizes[-1]} ({sizes[2]})"
+    assert table.texts()[1][3] == text
+
+
 @pytest.mark.parametrize("is_damaged", [False, True])
 def test_the_report_of_a_run_shows_its_split(tmp_path, is_damaged) -> None:
     with RunFolder.create(tmp_path / "run", read_config({})) as run:
