@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +149,7 @@ def ranks_over_streams(results: Path, key: str) -> tuple[list[str], Ranks] | Non
         path.stem.removeprefix("protocol_"): _read(path)
         for path in sorted(results.glob("protocol_*.json"))
         # The same stream again, with other settings.
-        if not path.stem.endswith("_searched")
+        if not path.stem.endswith(("_searched", "_steps"))
     }
     if len(streams) < 2:
         return None
@@ -207,3 +207,28 @@ def published(measured: Json) -> str:
         )
     head = ["case", "published, %", "here, %", "difference, points"]
     return f"{table(head, rows)}\n\n{provenance(measured['about'])}"
+
+
+def steps(measured: Json) -> str:
+    """Show how often constraints are violated, and multipliers act."""
+    columns = {
+        "signature-tasks": "past tasks",
+        "violated": "violated before the step",
+        "active": "with a multiplier",
+    }
+    rows = []
+    for row in measured["results"]["table"]:
+        figures = [f"{row[key]:.2f}" for key in columns]
+        share = f"{100 * row['opposed']:.0f} %"
+        rows.append([row["stream"], f"`{row['method']}`", *figures, share])
+    head = ["stream", "method", *columns.values(), "g_a against g_b"]
+    return f"{table(head, rows)}\n\n{provenance(measured['about'])}"
+
+
+PROTOCOL_TABLES: dict[str, Callable[[Json], str]] = {
+    **dict.fromkeys(PROTOCOL, protocol),
+    **{f"{name}_settings": chosen_settings for name in PROTOCOL},
+    "protocol_steps": steps,
+    "published": published,
+}
+"""All of them but the ranks, by the name of their file."""

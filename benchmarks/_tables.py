@@ -15,12 +15,7 @@ from _comparison_tables import (
     table,
     withdrawn_fedknow,
 )
-from _protocol_tables import (
-    PROTOCOL,
-    chosen_settings,
-    protocol,
-    published,
-)
+from _protocol_tables import PROTOCOL_TABLES
 
 
 def section(head: Row, rows: Iterable[Row], origin: Mapping[str, Any]) -> str:
@@ -384,9 +379,7 @@ TABLES: dict[str, Callable[[Json], str]] = {
     **dict.fromkeys(COMPARISONS, comparison),
     # After it: it takes the place of that one's.
     "cifar100_small": withdrawn_fedknow,
-    **dict.fromkeys(PROTOCOL, protocol),
-    **{f"{name}_settings": chosen_settings for name in PROTOCOL},
-    "published": published,
+    **PROTOCOL_TABLES,
     "small_models": small_models,
     "numerics": numerics,
     "own_learner": own_learner,
