@@ -185,7 +185,7 @@ def test_whether_states_are_at_hand_or_read_back_does_not_matter(
 ):
     monkeypatch.setattr(
         simulations,
-        "StateStore",
+        "open_states",
         lambda folder, memory, durable: StateStore(folder, 0, durable),
     )
     result = simulate(

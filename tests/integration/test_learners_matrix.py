@@ -132,7 +132,7 @@ def test_interrupts_and_states_read_back_do_not_matter(
 ):
     monkeypatch.setattr(
         simulations,
-        "StateStore",
+        "open_states",
         lambda folder, memory, durable: StateStore(folder, 0, durable),
     )
     config = experiment(name, scenario)
