@@ -107,7 +107,7 @@ class Lorm(PairedStrategy):
         replies = list(replies)
         updates = {
             client_of(reply.metadata.src_node_id): to_arrays(
-                reply.content[self.arrayrecord_key]
+                reply.content.array_records[self.arrayrecord_key]
             )
             for reply in replies
             if reply.has_content()
@@ -297,7 +297,8 @@ def _divided(matrix: Tensor, gram: Tensor) -> Tensor:
     """Multiply by the pseudo-inverse of G, or of its diagonal."""
     if gram.dim() == 1:
         return torch.where(gram > 0, matrix / gram, 0.0)
-    return matrix @ torch.linalg.pinv(gram, hermitian=True)
+    inverse: Tensor = torch.linalg.pinv(gram, hermitian=True)
+    return matrix @ inverse
 
 
 def _added(parts: Sequence[Tensor]) -> Tensor:

@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from itertools import count
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -100,8 +100,7 @@ def _describe_value(value: Hashable, depth: int) -> Hashable:
 
 
 def _describe_type(value: Any, depth: int) -> Hashable:
-    kind: Hashable = type(value)
-    return kind
+    return cast(Hashable, type(value))
 
 
 def _describe_tensor(value: Tensor, depth: int) -> Hashable:

@@ -183,12 +183,12 @@ def _parts_of_samples(
         "train": _Part(
             dataset.train_x,
             numbers[dataset.train_y],
-            column and np.array(column.names)[column.train],
+            np.array(column.names)[column.train] if column else None,
         ),
         "test": _Part(
             dataset.test_x,
             numbers[dataset.test_y],
-            column and np.array(column.names)[column.test],
+            np.array(column.names)[column.test] if column else None,
         ),
     }
 

@@ -97,7 +97,7 @@ class Partition:
         """
         listed = self.tasks[:limit]
         clients = [list(map(_share_summary, shares)) for shares in listed]
-        summary = {"digest": self.digest, "clients": clients}
+        summary: dict[str, Any] = {"digest": self.digest, "clients": clients}
         if len(self.tasks) > limit:
             tasks = [self._task_summary(task) for task in range(self.positions)]
             summary |= {"total": len(self.tasks), "tasks": tasks}
@@ -113,8 +113,9 @@ class Partition:
         for name in ("train", "test", "held"):
             counts = self.tasks.sizes(name).of_task(task)
             # A stream may be longer than the tasks of any client.
-            quantiles = np.quantile(counts, QUANTILES) if len(counts) else []
-            summary[name] = [float(value) for value in quantiles]
+            summary[name] = (
+                np.quantile(counts, QUANTILES).tolist() if len(counts) else []
+            )
             summary |= {"clients": len(counts), f"{name}_sum": int(counts.sum())}
         return summary
 

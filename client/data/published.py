@@ -90,7 +90,7 @@ def _har(name: str, folder: Path) -> Dataset:
         activities = np.array([names[label] for label in labels.tolist()])
         parts.append(Rows(x, activities, {"subject": people.astype(int)}))
     sample = SampleSpec("series", (_STEPS, 9), "float32", rate=_RATE)
-    return Records(sample, *parts).dataset(name)
+    return Records(sample, parts[0], parts[1]).dataset(name)
 
 
 def _activities(path: Path) -> dict[int, str]:
@@ -168,7 +168,7 @@ def _emnist(folder: Path) -> Contents:
             )
         parts.append(_pictures(x, y.astype(np.int64), f"{folder}: {part} image"))
     count = 1 + max(int(part.labels.max()) for part in parts)
-    return Contents(*parts, _characters(folder, count))
+    return Contents(parts[0], parts[1], _characters(folder, count))
 
 
 def _pictures(x: NDArray[np.uint8], labels: Labels, place: str) -> Part:

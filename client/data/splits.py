@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fedknow.client.data.arrays import Dataset
+from fedknow.client.data.packed import PackedShares
 from fedknow.client.data.partition import Partition, Share
 from fedknow.protocols.config import ConfigError, DataConfig
 
@@ -141,7 +142,7 @@ def _read(
     clients = [
         tuple(shares[start:end]) for start, end in zip(starts, ends, strict=True)
     ]
-    return Partition(tuple(clients), tasks)
+    return Partition(PackedShares(clients), tasks)
 
 
 def _labels_digest(dataset: Dataset) -> str:

@@ -111,7 +111,7 @@ class Fot(Learner):
     Settings = FotSettings
     settings: FotSettings
     strategy = "fot"
-    scenarios = ("task-incremental",)
+    scenarios: ClassVar[tuple[str, ...]] = ("task-incremental",)
     search: ClassVar[Mapping[str, Sequence[float | str]]] = {
         "threshold": [0.8, 0.9, 0.95, 0.99]
     }

@@ -52,8 +52,8 @@ class Adapted(nn.Module):
         self.layer = layer
         self.scale = alpha / rank
         a, b = _factors(layer, rank)
-        self.a: nn.Module = a
-        self.b: nn.Module = b
+        self.a: nn.Linear | nn.Conv2d = a
+        self.b: nn.Linear | nn.Conv2d = b
         nn.init.kaiming_uniform_(a.weight, a=math.sqrt(5))
         # With B = 0 an adapted layer begins by doing what it did.
         nn.init.zeros_(b.weight)

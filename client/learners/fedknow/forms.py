@@ -62,7 +62,7 @@ def form_of(settings: FedKnowSettings) -> Form:
 
 def read_knowledge(state: State) -> Knowledge:
     """Make knowledge of any form from the result of its ``state_dict``."""
-    kinds = {
+    kinds: dict[str, type[Knowledge]] = {
         "int8": Int8Knowledge,
         "filters": FilterKnowledge,
         "low-rank": LowRankKnowledge,
@@ -280,7 +280,7 @@ class LowRankKnowledge(Knowledge):
             stored = self.values[start : start + size]
             start += size
             if rank:
-                tall, wide = stored.split([rank * outputs, rank * inputs])
+                tall, wide = torch.split(stored, [rank * outputs, rank * inputs])
                 product = tall.view(outputs, rank) @ wide.view(rank, inputs)
                 stored = product.flatten()
             parts.append(stored)
