@@ -8,12 +8,28 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from fedknow.client.learners.frames.learner import State
-from fedknow.client.together import Start, Trained, fit_together, price
+from fedknow.client.together import (
+    Start,
+    Trained,
+    fit_together,
+    price,
+)
 from fedknow.client.workbench import Workbench, failed
 from fedknow.protocols.config import TrainConfig
-from fedknow.protocols.messages import METRICS, TRAIN, Message, Metrics, client_of
+from fedknow.protocols.messages import (
+    METRICS,
+    TRAIN,
+    Message,
+    Metrics,
+    client_of,
+)
 from fedknow.protocols.plugins import PASSED_ON
-from fedknow.protocols.work import SECONDS, EndTaskReport, EndTaskWork, TrainWork
+from fedknow.protocols.work import (
+    SECONDS,
+    EndTaskReport,
+    EndTaskWork,
+    TrainWork,
+)
 
 __all__ = ["Answer", "Group"]
 
@@ -73,13 +89,19 @@ class Group:
         # Step 4: nobody can say whose time it was, so all have the same share.
         seconds = (time.perf_counter() - started) / len(self._messages)
         for reply, _ in self._answers.values():
-            if isinstance(metrics := reply.content.get(METRICS), Metrics):
+            if isinstance(
+                metrics := reply.content.get(METRICS),
+                Metrics,
+            ):
                 metrics[SECONDS] = seconds
         return [self._answers[place] for place in range(len(self._messages))]
 
     def _begin(self, place: int) -> None:
         """Note what a client trains from, or its answer where it trains nothing."""
-        message, state = self._messages[place], self._states[place]
+        message, state = (
+            self._messages[place],
+            self._states[place],
+        )
         bench = self._bench
         client = client_of(message.node)
         kind = TrainWork if message.kind == TRAIN else EndTaskWork
@@ -99,7 +121,10 @@ class Group:
         except PASSED_ON:
             raise
         except BaseException as error:
-            self._answers[place] = failed(message, error), state
+            self._answers[place] = (
+                failed(message, error),
+                state,
+            )
 
     def _train(self) -> dict[int, Trained]:
         """Train all clients that have a start, in the order of the starts."""
@@ -123,21 +148,31 @@ class Group:
         except PASSED_ON:
             raise
         except BaseException as error:
-            log.info("%d clients failed together", len(starts), exc_info=error)
+            log.info(
+                "%d clients failed together",
+                len(starts),
+                exc_info=error,
+            )
             # All of them failed. The traceback would keep their tensors in memory.
             result = Trained({}, error.with_traceback(None))
             return dict.fromkeys(starts, result)
 
     def _finish(self, place: int, result: Trained) -> None:
         """Make a client's answer from what its training came to."""
-        message, state = self._messages[place], self._states[place]
+        message, state = (
+            self._messages[place],
+            self._states[place],
+        )
         start = self._starts[place]
         bench = self._bench
         learner = bench.learner
         # The learner served other clients since, under their settings.
         learner.train = self._settings[place]
         if isinstance(result.report, BaseException):
-            self._answers[place] = failed(message, result.report), state
+            self._answers[place] = (
+                failed(message, result.report),
+                state,
+            )
             return
         # The price is taken before the parameters: it leaves the learner with nobody's.
         cost = price(learner, start)
@@ -146,9 +181,15 @@ class Group:
         report: EndTaskReport
         if message.kind == TRAIN:
             report, new = bench.report_training(
-                start.task, start.round, result.report, samples
+                start.task,
+                start.round,
+                result.report,
+                samples,
             )
         else:
             report, new = bench.report_end(start.task, start.round, samples)
         report = replace(report, costs=bench.costs(cost, state, new))
-        self._answers[place] = message.reply(report.to_content()), new
+        self._answers[place] = (
+            message.reply(report.to_content()),
+            new,
+        )

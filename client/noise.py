@@ -55,7 +55,10 @@ class NoisyNode:
     """
 
     def __init__(
-        self, node: Answerer, config: ExperimentConfig, is_real: bool
+        self,
+        node: Answerer,
+        config: ExperimentConfig,
+        is_real: bool,
     ) -> None:
         self._node = node
         self._privacy = config.privacy
@@ -79,7 +82,10 @@ class NoisyNode:
         return reply, {**new, STATE: secret}
 
     def _protect(
-        self, message: Message, reply: Message, secret: bytes
+        self,
+        message: Message,
+        reply: Message,
+        secret: bytes,
     ) -> Message:
         """Put the noisy update into an answer to training."""
         if message.kind != TRAIN or reply.failure is not None:

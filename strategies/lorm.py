@@ -25,9 +25,18 @@ from fedknow.client.learners.lorm import FEATURES, trains_b
 from fedknow.client.learners.lorm import Lorm as LormLearner
 from fedknow.protocols.config import ConfigError
 from fedknow.protocols.flower import to_arrays, to_record
-from fedknow.protocols.messages import EXTRA, Arrays, Message, client_of
+from fedknow.protocols.messages import (
+    EXTRA,
+    Arrays,
+    Message,
+    client_of,
+)
 from fedknow.strategies.fot import symmetric
-from fedknow.strategies.paired import PairedStrategy, Setup, to_tensors
+from fedknow.strategies.paired import (
+    PairedStrategy,
+    Setup,
+    to_tensors,
+)
 
 __all__ = ["Lorm", "merge", "merge_low_rank", "merge_tasks"]
 
@@ -55,7 +64,11 @@ class Lorm(PairedStrategy):
         min_train_nodes: int = 1,
         min_available_nodes: int = 1,
     ) -> None:
-        super().__init__(fraction_train, min_train_nodes, min_available_nodes)
+        super().__init__(
+            fraction_train,
+            min_train_nodes,
+            min_available_nodes,
+        )
         self.gram = gram
         self._tasks: list[Task] = []
         self._current: Task = {}
@@ -101,7 +114,9 @@ class Lorm(PairedStrategy):
         }
 
     def aggregate_train(
-        self, server_round: int, replies: Iterable[FlowerMessage]
+        self,
+        server_round: int,
+        replies: Iterable[FlowerMessage],
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Average as FedAvg does, then merge by Eqs. (1) to (3)."""
         replies = list(replies)
@@ -144,13 +159,19 @@ class Lorm(PairedStrategy):
         self._current = {}
         following = Arrays(arrays)
         for name in self._names:
-            for key in (f"body.{name}.a.weight", f"body.{name}.b.weight"):
+            for key in (
+                f"body.{name}.a.weight",
+                f"body.{name}.b.weight",
+            ):
                 following[key] = self._initial[key]
         return following
 
     def extra_to_score(self) -> Arrays | None:
         """Return the factors of all tasks, Eq. (4)."""
-        tasks = [*self._tasks, *([self._current] if self._current else [])]
+        tasks = [
+            *self._tasks,
+            *([self._current] if self._current else []),
+        ]
         if not tasks:
             return None
         extra = Arrays()
@@ -202,7 +223,10 @@ class Lorm(PairedStrategy):
         grams = [self._grams[client][name] for client in clients]
         merged = (
             merge_low_rank(
-                _matrix(mean), matrices, grams, _matrix(self._sent[keys["a"]])
+                _matrix(mean),
+                matrices,
+                grams,
+                _matrix(self._sent[keys["a"]]),
             )
             if self._is_b_trained
             else merge(_matrix(mean), matrices, grams)
@@ -233,7 +257,9 @@ class Lorm(PairedStrategy):
 
 
 def merge(
-    mean: Tensor, matrices: Sequence[Tensor], grams: Sequence[Tensor]
+    mean: Tensor,
+    matrices: Sequence[Tensor],
+    grams: Sequence[Tensor],
 ) -> Tensor:
     """Merge matrices so that answers agree, Eqs. (1) and (3).
 
@@ -282,7 +308,10 @@ def merge_tasks(tasks: Sequence[Task], name: str) -> tuple[Tensor, Tensor]:
     """
     total = _added([task[f"{name}.g"] for task in tasks])
     parts = [
-        _divided(_times(task[f"{name}.a"], task[f"{name}.g"]), total)
+        _divided(
+            _times(task[f"{name}.a"], task[f"{name}.g"]),
+            total,
+        )
         for task in tasks
     ]
     return torch.cat(parts), torch.cat([task[f"{name}.b"] for task in tasks], 1)
@@ -306,7 +335,9 @@ def _added(parts: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(parts)).sum(0)
 
 
-def _sum(grams: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def _sum(
+    grams: Sequence[Mapping[str, Tensor]],
+) -> dict[str, Tensor]:
     """Add up the clients' G, layer by layer."""
     sums: dict[str, Tensor] = {}
     for name in grams[0]:

@@ -15,11 +15,22 @@ from fedknow.client.data.columns import Column
 from fedknow.client.data.datasets import load_dataset
 from fedknow.client.data.domains import SHIFTS, Shift
 from fedknow.client.data.packed import Share
-from fedknow.client.data.partition import Partition, make_partition
-from fedknow.client.data.samples import Raw, model_input, shaped
+from fedknow.client.data.partition import (
+    Partition,
+    make_partition,
+)
+from fedknow.client.data.samples import (
+    Raw,
+    model_input,
+    shaped,
+)
 from fedknow.client.data.shares import Indices
 from fedknow.client.data.splits import load_split
-from fedknow.client.data.stream import HeldOutTask, Split, TaskData
+from fedknow.client.data.stream import (
+    HeldOutTask,
+    Split,
+    TaskData,
+)
 from fedknow.protocols.config import (
     ConfigError,
     DataConfig,
@@ -190,7 +201,10 @@ class Benchmark:
 
     def __getstate__(self) -> dict[str, Any]:
         # Remembered shares can be made again: they do not travel to other processes.
-        return self.__dict__ | {"_recent": OrderedDict(), "_bytes": 0}
+        return self.__dict__ | {
+            "_recent": OrderedDict(),
+            "_bytes": 0,
+        }
 
 
 def _domains(share: Share, part: str, count: int) -> Indices:
@@ -244,7 +258,11 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> Dataset:
         held[shuffled[:count]] = True
     x, y = dataset.train_x, dataset.train_y
     columns = {
-        name: Column(column.train[~held], column.train[held], column.names)
+        name: Column(
+            column.train[~held],
+            column.train[held],
+            column.names,
+        )
         for name, column in dataset.columns.items()
     }
     return replace(
@@ -292,5 +310,10 @@ def make_benchmark(config: ExperimentConfig) -> Benchmark:
     if data.domain in SHIFTS:
         _check_shift(dataset, data)
         domains = data.tasks // data.repeats
-        shift = Shift(data.domain, domains, data.domain_strength, config.seed)
+        shift = Shift(
+            data.domain,
+            domains,
+            data.domain_strength,
+            config.seed,
+        )
     return Benchmark(dataset, partition, data.scenario, shift)

@@ -18,9 +18,22 @@ from numpy.typing import NDArray
 from fedknow.client.data.recurrence import NO_ROWS
 from fedknow.client.data.shares import Indices
 
-__all__ = ["ClientShares", "Counts", "PackedShares", "Rows", "Share"]
+__all__ = [
+    "ClientShares",
+    "Counts",
+    "PackedShares",
+    "Rows",
+    "Share",
+]
 
-_COLUMNS = ("classes", "train", "test", "held", "counts", "domains")
+_COLUMNS = (
+    "classes",
+    "train",
+    "test",
+    "held",
+    "counts",
+    "domains",
+)
 _PER_CHUNK = 10_000
 """Shares that are put together, or digested, at once: a few megabytes."""
 
@@ -103,7 +116,10 @@ class PackedShares(Sequence["ClientShares"]):
                 sizes[name] += map(len, rows)
                 pieces[name].append(_joined(rows))
         self.columns = {
-            name: Rows(pieces[name], np.array(sizes[name], np.int64))
+            name: Rows(
+                pieces[name],
+                np.array(sizes[name], np.int64),
+            )
             for name in _COLUMNS
         }
         self.domain: Indices = np.array(domain, np.int64)
@@ -126,7 +142,9 @@ class PackedShares(Sequence["ClientShares"]):
         # As a list does: a client below 0 counts from the end.
         place = range(len(self))[client]
         return ClientShares(
-            self, int(self.starts[place]), int(self.starts[place + 1])
+            self,
+            int(self.starts[place]),
+            int(self.starts[place + 1]),
         )
 
     @property
@@ -182,7 +200,13 @@ class PackedShares(Sequence["ClientShares"]):
             place = place + 1 + length
         words[place[has_domain]] = domain[has_domain]
         words[place[has_domain] + 1] = domain_lengths[has_domain]
-        _fill(words, place + 2, self.columns["domains"], start, stop)
+        _fill(
+            words,
+            place + 2,
+            self.columns["domains"],
+            start,
+            stop,
+        )
         return words
 
 
@@ -214,7 +238,10 @@ class ClientShares(Sequence[Share]):
 
     def seen(self, task: int) -> tuple[int, ...]:
         """Give the classes of a task and all before it, in the order met."""
-        start, stop = self._places.start, self._places[task] + 1
+        start, stop = (
+            self._places.start,
+            self._places[task] + 1,
+        )
         met = self._packed.columns["classes"].numbers(start, stop)
         # Tasks may share classes; each counts where it is met for the first time.
         return tuple(dict.fromkeys(met))
@@ -272,7 +299,9 @@ def _in_chunks(
         yield waiting
 
 
-def _joined(rows: Sequence[Sequence[int] | Indices]) -> Indices:
+def _joined(
+    rows: Sequence[Sequence[int] | Indices],
+) -> Indices:
     """Lay sequences end to end."""
     # An array of each tuple first would take four times as long.
     if isinstance(rows[0], tuple):
@@ -281,7 +310,11 @@ def _joined(rows: Sequence[Sequence[int] | Indices]) -> Indices:
 
 
 def _fill(
-    words: Indices, places: Indices, column: Rows, start: int, stop: int
+    words: Indices,
+    places: Indices,
+    column: Rows,
+    start: int,
+    stop: int,
 ) -> None:
     """Write sequences of a column to places, one a sequence."""
     begin, end = column.starts[start], column.starts[stop]

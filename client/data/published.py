@@ -13,14 +13,27 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedknow.client.data.arrays import Dataset, Labels, require
+from fedknow.client.data.arrays import (
+    Dataset,
+    Labels,
+    require,
+)
 from fedknow.client.data.recorded import Records, Rows
 from fedknow.client.data.samples import SampleSpec
 from fedknow.client.data.sounds import from_sounds
-from fedknow.client.data.source import Contents, Part, Source
+from fedknow.client.data.source import (
+    Contents,
+    Part,
+    Source,
+)
 from fedknow.protocols.config import ConfigError
 
-__all__ = ["Emnist", "ReadySource", "SpeechCommands", "UciHar"]
+__all__ = [
+    "Emnist",
+    "ReadySource",
+    "SpeechCommands",
+    "UciHar",
+]
 
 
 @dataclass(frozen=True)
@@ -88,7 +101,13 @@ def _har(name: str, folder: Path) -> Dataset:
                 f"{len(people)} people; it must be [n, {_STEPS}, 9] and n of each"
             )
         activities = np.array([names[label] for label in labels.tolist()])
-        parts.append(Rows(x, activities, {"subject": people.astype(int)}))
+        parts.append(
+            Rows(
+                x,
+                activities,
+                {"subject": people.astype(int)},
+            )
+        )
     sample = SampleSpec("series", (_STEPS, 9), "float32", rate=_RATE)
     return Records(sample, parts[0], parts[1]).dataset(name)
 
@@ -160,13 +179,25 @@ class Emnist:
 def _emnist(folder: Path) -> Contents:
     parts = []
     for part in ("train", "test"):
-        x = _idx(folder / f"emnist-balanced-{part}-images-idx3-ubyte", axes=3)
-        y = _idx(folder / f"emnist-balanced-{part}-labels-idx1-ubyte", axes=1)
+        x = _idx(
+            folder / f"emnist-balanced-{part}-images-idx3-ubyte",
+            axes=3,
+        )
+        y = _idx(
+            folder / f"emnist-balanced-{part}-labels-idx1-ubyte",
+            axes=1,
+        )
         if len(x) != len(y):
             raise ConfigError(
                 f"{folder}: {len(x)} {part} images and {len(y)} labels"
             )
-        parts.append(_pictures(x, y.astype(np.int64), f"{folder}: {part} image"))
+        parts.append(
+            _pictures(
+                x,
+                y.astype(np.int64),
+                f"{folder}: {part} image",
+            )
+        )
     count = 1 + max(int(part.labels.max()) for part in parts)
     return Contents(parts[0], parts[1], _characters(folder, count))
 
@@ -198,7 +229,12 @@ def _idx(stem: Path, axes: int) -> NDArray[np.uint8]:
         return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(
             head[3:]
         )
-    except (ValueError, EOFError, struct.error, gzip.BadGzipFile) as error:
+    except (
+        ValueError,
+        EOFError,
+        struct.error,
+        gzip.BadGzipFile,
+    ) as error:
         raise ConfigError(
             f"{path}: not a file of MNIST's format: {error}"
         ) from error

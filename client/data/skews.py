@@ -21,7 +21,11 @@ from fedknow.protocols.config import ConfigError, DataConfig
 from fedknow.protocols.seeds import generator
 from fedknow.protocols.texts import counted
 
-__all__ = ["share_by_owner", "share_by_quantity", "share_by_shards"]
+__all__ = [
+    "share_by_owner",
+    "share_by_quantity",
+    "share_by_shards",
+]
 
 
 # --- quantity skew --------------------------------------------------------------------------
@@ -45,7 +49,11 @@ def share_by_quantity(
         test = rng.permutation(np.concatenate(pool.test))
         shares.append(
             list(
-                zip(_cut(train, weights), _cut(test, weights), strict=True),
+                zip(
+                    _cut(train, weights),
+                    _cut(test, weights),
+                    strict=True,
+                ),
             )
         )
     return shares
@@ -79,7 +87,10 @@ def share_by_shards(
 
 def _deal_shards(pool: Pool, config: DataConfig, seed: int) -> TaskShares:
     rows = np.concatenate(pool.train)
-    labels = np.repeat(np.arange(len(pool.classes)), list(map(len, pool.train)))
+    labels = np.repeat(
+        np.arange(len(pool.classes)),
+        list(map(len, pool.train)),
+    )
     count = config.clients * config.shards
     if count > len(rows):
         raise ConfigError(
@@ -151,8 +162,16 @@ def share_by_owner(
     client_of[people] = np.arange(len(people)) % config.clients
     shares = []
     for pool in pools:
-        train = _by_client(pool.train, client_of[column.train], config.clients)
-        test = _by_client(pool.test, client_of[column.test], config.clients)
+        train = _by_client(
+            pool.train,
+            client_of[column.train],
+            config.clients,
+        )
+        test = _by_client(
+            pool.test,
+            client_of[column.test],
+            config.clients,
+        )
         shares.append(list(zip(train, test, strict=True)))
     return shares
 

@@ -95,12 +95,20 @@ class Bcn(Rehearsal):
     ) -> None:
         super().__init__(model, train, settings)
         self._parameters = self.trainable
-        self._steps, self._ascent, self._descent = 0, 0.0, 0.0
+        self._steps, self._ascent, self._descent = (
+            0,
+            0.0,
+            0.0,
+        )
 
     def begin(self, task: TaskData, round: Round) -> None:
         """Start counting."""
         super().begin(task, round)
-        self._steps, self._ascent, self._descent = 0, 0.0, 0.0
+        self._steps, self._ascent, self._descent = (
+            0,
+            0.0,
+            0.0,
+        )
 
     def counts(self) -> dict[str, float]:
         """``ascent``, ``descent``: what the players gained, mean over steps.
@@ -108,7 +116,10 @@ class Bcn(Rehearsal):
         They are J(theta; x') - J(theta) and J(theta) - J(theta_B).
         """
         steps = max(1, self._steps)
-        return {"ascent": self._ascent / steps, "descent": self._descent / steps}
+        return {
+            "ascent": self._ascent / steps,
+            "descent": self._descent / steps,
+        }
 
     def gradient(self, batch: Batch) -> tuple[float, int]:
         """dH/dtheta over the batch and as many remembered samples."""
@@ -124,7 +135,8 @@ class Bcn(Rehearsal):
         cost_better = joint.loss(self._logits(better_weights, joint.x))
         # -2, as J(theta) is taken away once in each of the two players' terms.
         direct = self._gradients(
-            (self.settings.beta - 2) * cost + cost_worse, weights
+            (self.settings.beta - 2) * cost + cost_worse,
+            weights,
         )
         for parameter, a, b in zip(
             weights.values(),
@@ -170,7 +182,8 @@ class Bcn(Rehearsal):
         for _ in range(self.settings.zeta):
             weights = {name: w.requires_grad_() for name, w in weights.items()}
             downhill = self._gradients(
-                joint.loss(self._logits(weights, joint.x)), weights
+                joint.loss(self._logits(weights, joint.x)),
+                weights,
             )
             pairs = zip(weights.items(), downhill, strict=True)
             weights = {
@@ -188,5 +201,9 @@ class Bcn(Rehearsal):
     def _gradients(self, cost: Tensor, weights: Tensors) -> list[Tensor | None]:
         """Gradient by each weight, None where it takes no part."""
         return list(
-            torch.autograd.grad(cost, list(weights.values()), allow_unused=True)
+            torch.autograd.grad(
+                cost,
+                list(weights.values()),
+                allow_unused=True,
+            )
         )

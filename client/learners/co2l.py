@@ -38,7 +38,9 @@ from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.frames.augment import view
 from fedknow.client.learners.frames.batch import columns
 from fedknow.client.learners.frames.checks import check_free
-from fedknow.client.learners.frames.extra_work import extra_steps
+from fedknow.client.learners.frames.extra_work import (
+    extra_steps,
+)
 from fedknow.client.learners.frames.learner import (
     Batch,
     Round,
@@ -140,7 +142,8 @@ def relation_distillation(
     """
     # The diagonal is -inf in both; there 0 * -inf would be no number.
     logs = relation(z, temperature).masked_fill(
-        torch.eye(len(z), dtype=torch.bool, device=z.device), 0
+        torch.eye(len(z), dtype=torch.bool, device=z.device),
+        0,
     )
     return -(relation(past_z, past_temperature).exp() * logs).sum(1).mean()
 
@@ -215,7 +218,9 @@ class Co2L(Rehearsal):
         """Train the projection with the body; bring back the past model."""
         super().begin(task, round)
         self.optimizer = make_optimizer(
-            self.train, self._encoder.parameters(), self.head.parameters()
+            self.train,
+            self._encoder.parameters(),
+            self.head.parameters(),
         )
         if self._past_state:
             self._past.load_state_dict(self._past_state)
@@ -227,11 +232,15 @@ class Co2L(Rehearsal):
         """
         count = len(batch.y)
         no_head = torch.zeros(
-            0, self.head.out_features, dtype=torch.bool, device=self.device
+            0,
+            self.head.out_features,
+            dtype=torch.bool,
+            device=self.device,
         )
         none = Replay(batch.x[:0], batch.y[:0], no_head)
         joined = self.join(
-            batch, none if self.past is None else self.draw(self.past, count)
+            batch,
+            none if self.past is None else self.draw(self.past, count),
         )
         views = self.images(
             torch.cat([self._view(joined.x), self._view(joined.x)])
@@ -242,7 +251,10 @@ class Co2L(Rehearsal):
         with self.autocast():
             z = self._project(self._encoder, views)
         loss = self.settings.ratio * asymmetric_contrast(
-            z, joined.y.repeat(2), current, self.settings.temperature
+            z,
+            joined.y.repeat(2),
+            current,
+            self.settings.temperature,
         )
         if self._past_state:
             with torch.no_grad(), self.autocast():
@@ -284,7 +296,9 @@ class Co2L(Rehearsal):
         x = task.train.x
         y = task.train.y
         current = Replay(
-            x, y, columns(task.head, width, self.device).expand(len(y), -1)
+            x,
+            y,
+            columns(task.head, width, self.device).expand(len(y), -1),
         )
         remembered = [
             self.memory.replay_of(number, task, width)
@@ -309,7 +323,10 @@ class Co2L(Rehearsal):
         for _ in range(self.settings.head_epochs):
             # On the CPU, as a GPU would draw other samples.
             drawn = torch.multinomial(
-                share, len(y), replacement=True, generator=generator
+                share,
+                len(y),
+                replacement=True,
+                generator=generator,
             )
             parts = torch.split(drawn.to(self.device), self.train.batch_size)
             for index in extra_steps(parts, "head"):

@@ -20,7 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.frames.learner import Batch, Round, State, hits
+from fedknow.client.learners.frames.learner import (
+    Batch,
+    Round,
+    State,
+    hits,
+)
 from fedknow.client.learners.frames.rehearsal import (
     MemorySettings,
     Rehearsal,
@@ -95,7 +100,10 @@ class Derpp(Rehearsal):
     }
 
     def __init__(
-        self, model: nn.Module, train: TrainConfig, settings: DerppSettings
+        self,
+        model: nn.Module,
+        train: TrainConfig,
+        settings: DerppSettings,
     ) -> None:
         super().__init__(model, train, settings)
         self.balanced = settings.sampling == "ring"
@@ -183,4 +191,8 @@ class Derpp(Rehearsal):
 
 def _rows(stored: Replay, places: Tensor) -> Replay:
     """Take some of the stored samples, by their places int64 [n]."""
-    return Replay(stored.x[places], stored.y[places], stored.head[places])
+    return Replay(
+        stored.x[places],
+        stored.y[places],
+        stored.head[places],
+    )

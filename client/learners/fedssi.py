@@ -38,8 +38,14 @@ from fedknow.client.learners.frames.consolidation import (
     Consolidation,
     ConsolidationSettings,
 )
-from fedknow.client.learners.frames.extra_work import extra_steps
-from fedknow.client.learners.frames.learner import HeadSlice, Round, Tensors
+from fedknow.client.learners.frames.extra_work import (
+    extra_steps,
+)
+from fedknow.client.learners.frames.learner import (
+    HeadSlice,
+    Round,
+    Tensors,
+)
 from fedknow.protocols.seeds import integer
 
 __all__ = ["FedSsi", "FedSsiSettings"]
@@ -110,12 +116,18 @@ class FedSsi(Consolidation):
             The surrogate model in the end.
         """
         head = HeadSlice(task.head, self.head.out_features, self.device)
-        x, y = self.images(task.train.x), head.labels(task.train.y)
+        x, y = (
+            self.images(task.train.x),
+            head.labels(task.train.y),
+        )
         draws = torch.Generator().manual_seed(integer(round.seed, "surrogate"))
         w = self._weights()
         v = {name: value.clone().requires_grad_() for name, value in w.items()}
         path = {name: torch.zeros_like(value) for name, value in w.items()}
-        eta, size = self.settings.surrogate_lr, self.train.batch_size
+        eta, size = (
+            self.settings.surrogate_lr,
+            self.train.batch_size,
+        )
         for _ in range(self.settings.surrogate_epochs):
             # In evaluation mode a batch may be of one sample, whatever the model.
             order = batches(len(y), size, draws, self.device)

@@ -42,7 +42,9 @@ from fedknow.client.learners.frames.learner import (
     State,
     Tensors,
 )
-from fedknow.client.learners.frames.rehearsal import MemorySettings
+from fedknow.client.learners.frames.rehearsal import (
+    MemorySettings,
+)
 from fedknow.client.learners.frames.scoring import predict
 from fedknow.client.learners.joint import UnionTraining
 from fedknow.protocols.config import TrainConfig
@@ -105,7 +107,10 @@ class Glfc(UnionTraining):
     }
 
     def __init__(
-        self, model: nn.Module, train: TrainConfig, settings: GlfcSettings
+        self,
+        model: nn.Module,
+        train: TrainConfig,
+        settings: GlfcSettings,
     ) -> None:
         super().__init__(model, train, settings)
         self._scratch = copy.deepcopy(model)  # the old model speaks in here
@@ -153,7 +158,11 @@ class Glfc(UnionTraining):
         labels = batch.head.names(batch.y)
         y = self._head.labels(labels)
         target = F.one_hot(y, self._head.width).to(z)
-        old = torch.tensor(self.old_classes, dtype=torch.int64, device=z.device)
+        old = torch.tensor(
+            self.old_classes,
+            dtype=torch.int64,
+            device=z.device,
+        )
         weights = compensation(z, y, torch.isin(labels, old))
         losses = F.binary_cross_entropy_with_logits(z, target, reduction="none")
         compensated = (weights * losses.mean(1)).mean()

@@ -46,7 +46,13 @@ from fedknow.client.learners.target import (
 )
 from fedknow.protocols.config import TrainConfig
 
-__all__ = ["Lander", "LanderSettings", "bounding", "draw_anchors", "weights"]
+__all__ = [
+    "Lander",
+    "LanderSettings",
+    "bounding",
+    "draw_anchors",
+    "weights",
+]
 
 _SEED = 20_240_617
 """Server and clients must draw the same anchors, whatever the experiment's seed."""
@@ -113,10 +119,16 @@ class Lander(Target):
     }
 
     def __init__(
-        self, model: nn.Module, train: TrainConfig, settings: LanderSettings
+        self,
+        model: nn.Module,
+        train: TrainConfig,
+        settings: LanderSettings,
     ) -> None:
         super().__init__(model, train, settings)
-        shape = self.head.out_features, self.head.in_features
+        shape = (
+            self.head.out_features,
+            self.head.in_features,
+        )
         self._anchors = draw_anchors(*shape).to(self.device)
 
     @classmethod
@@ -137,7 +149,10 @@ class Lander(Target):
         extra = dict(extra)
         features = extra.pop("features", torch.zeros(0))
         super().receive_extra(extra)
-        if features.shape != (len(extra["x"]), self.head.in_features):
+        if features.shape != (
+            len(extra["x"]),
+            self.head.in_features,
+        ):
             raise ValueError(
                 f"features of synthetic images have shape {tuple(features.shape)}"
             )
@@ -166,10 +181,13 @@ class Lander(Target):
         names = batch.head.names(batch.y)
         # Only the task's own classes: past ones are held by the distillation alone.
         loss = F.cross_entropy(
-            self._current.logits(logits[:count]), self._current.labels(names)
+            self._current.logits(logits[:count]),
+            self._current.labels(names),
         )
         bound = bounding(
-            features[:count], self._anchors[names], self.settings.radius
+            features[:count],
+            self._anchors[names],
+            self.settings.radius,
         )
         objective = loss + self.settings.anchor_weight * bound
         if self._pool:
@@ -187,6 +205,9 @@ class Lander(Target):
     def _preserve(self, z: Tensor, features: Tensor, index: Tensor) -> Tensor:
         """Take L_pre, Eq. (3), of some synthetic images."""
         answers = distillation(
-            z, self._answers[index], self._slices, self.settings.temperature
+            z,
+            self._answers[index],
+            self._slices,
+            self.settings.temperature,
         )
         return answers + F.mse_loss(features, self._pool["features"][index])

@@ -38,7 +38,12 @@ from torch.func import functional_call
 
 from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.frames.extra_work import each
-from fedknow.client.learners.frames.learner import Learner, Round, Samples, State
+from fedknow.client.learners.frames.learner import (
+    Learner,
+    Round,
+    Samples,
+    State,
+)
 from fedknow.client.learners.frames.rehearsal import (
     MemorySettings,
     Replay,
@@ -154,7 +159,11 @@ class ReFed(UnionTraining):
             pull = {name: q * (v[name].detach() - w[name]) for name in v}
             for i in each(range(len(samples)), "importance"):
                 row = slice(i, i + 1)
-                one = Replay(images[row], samples.y[row], samples.head[row])
+                one = Replay(
+                    images[row],
+                    samples.y[row],
+                    samples.head[row],
+                )
                 loss = one.loss(functional_call(self.model, v, (one.x,)))
                 parts = torch.autograd.grad(
                     loss,
@@ -182,10 +191,14 @@ class ReFed(UnionTraining):
         """
         tasks = sorted(self.memory.tasks.items())
         for (task, stored), is_chosen in zip(
-            tasks, torch.split(chosen, [len(s.y) for _, s in tasks]), strict=True
+            tasks,
+            torch.split(chosen, [len(s.y) for _, s in tasks]),
+            strict=True,
         ):
             self.memory.tasks[task] = Stored(
-                stored.classes, stored.x[is_chosen], stored.y[is_chosen]
+                stored.classes,
+                stored.x[is_chosen],
+                stored.y[is_chosen],
             )
             if not is_chosen.any():
                 del self.memory.tasks[task]

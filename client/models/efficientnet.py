@@ -38,13 +38,55 @@ class _Stage(NamedTuple):
 
 
 _STAGES = (
-    _Stage(expansion=1, channels=16, depth=1, stride=1, kernel=3),
-    _Stage(expansion=6, channels=24, depth=2, stride=2, kernel=3),
-    _Stage(expansion=6, channels=40, depth=2, stride=2, kernel=5),
-    _Stage(expansion=6, channels=80, depth=3, stride=2, kernel=3),
-    _Stage(expansion=6, channels=112, depth=3, stride=1, kernel=5),
-    _Stage(expansion=6, channels=192, depth=4, stride=2, kernel=5),
-    _Stage(expansion=6, channels=320, depth=1, stride=1, kernel=3),
+    _Stage(
+        expansion=1,
+        channels=16,
+        depth=1,
+        stride=1,
+        kernel=3,
+    ),
+    _Stage(
+        expansion=6,
+        channels=24,
+        depth=2,
+        stride=2,
+        kernel=3,
+    ),
+    _Stage(
+        expansion=6,
+        channels=40,
+        depth=2,
+        stride=2,
+        kernel=5,
+    ),
+    _Stage(
+        expansion=6,
+        channels=80,
+        depth=3,
+        stride=2,
+        kernel=3,
+    ),
+    _Stage(
+        expansion=6,
+        channels=112,
+        depth=3,
+        stride=1,
+        kernel=5,
+    ),
+    _Stage(
+        expansion=6,
+        channels=192,
+        depth=4,
+        stride=2,
+        kernel=5,
+    ),
+    _Stage(
+        expansion=6,
+        channels=320,
+        depth=1,
+        stride=1,
+        kernel=3,
+    ),
 )
 
 
@@ -67,7 +109,10 @@ class _Input(nn.Module):
         self.register_buffer("std", std.view(3, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.side and x.shape[-2:] != (self.side, self.side):
+        if self.side and x.shape[-2:] != (
+            self.side,
+            self.side,
+        ):
             size = (self.side, self.side)
             x = F.interpolate(x, size, mode="bicubic", align_corners=False)
         return x * self.std + self.mean
@@ -92,7 +137,10 @@ class _Same(nn.Conv2d):
 
 def _missing(side: int, kernel: int, stride: int) -> int:
     """Count the places that a side lacks."""
-    return max((ceil(side / stride) - 1) * stride + kernel - side, 0)
+    return max(
+        (ceil(side / stride) - 1) * stride + kernel - side,
+        0,
+    )
 
 
 def _split_in_two(width: int) -> tuple[int, int]:
@@ -108,7 +156,10 @@ class _Block(nn.Module):
         # The first block of the network has nothing to widen.
         widening: list[nn.Module] = []
         if stage.expansion > 1:
-            widening = [*_normalised(inputs, hidden, 1), nn.ReLU6()]
+            widening = [
+                *_normalised(inputs, hidden, 1),
+                nn.ReLU6(),
+            ]
         self.residual = nn.Sequential(
             *widening,
             *_normalised(hidden, hidden, stage.kernel, stride, hidden),
@@ -131,7 +182,14 @@ def _normalised(
 ) -> list[nn.Module]:
     """Build a convolution and its batch normalisation, as published."""
     return [
-        _Same(inputs, outputs, kernel, stride, groups=groups, bias=False),
+        _Same(
+            inputs,
+            outputs,
+            kernel,
+            stride,
+            groups=groups,
+            bias=False,
+        ),
         # PyTorch's momentum is one minus TensorFlow's.
         nn.BatchNorm2d(outputs, eps=1e-3, momentum=0.01),
     ]
@@ -177,7 +235,11 @@ def efficientnet_lite0(shape: Shape, resize: Side = 0) -> Body:
             stride = stage.stride if number == 0 else 1
             layers.append(_Block(inputs, stage, stride))
             inputs = stage.channels
-    layers += [*_normalised(inputs, FEATURES, 1), nn.ReLU6(), *pooled()]
+    layers += [
+        *_normalised(inputs, FEATURES, 1),
+        nn.ReLU6(),
+        *pooled(),
+    ]
     return nn.Sequential(*layers), FEATURES
 
 
@@ -223,7 +285,13 @@ def _published_layers() -> Iterator[str]:
     for block in range(sum(stage.depth for stage in _STAGES)):
         place = f"_blocks.{block}."
         if block >= unwidened:
-            yield from (f"{place}_expand_conv", f"{place}_bn0")
-        yield from (f"{place}_depthwise_conv", f"{place}_bn1")
+            yield from (
+                f"{place}_expand_conv",
+                f"{place}_bn0",
+            )
+        yield from (
+            f"{place}_depthwise_conv",
+            f"{place}_bn1",
+        )
         yield from (f"{place}_project_conv", f"{place}_bn2")
     yield from ("_conv_head", "_bn1")

@@ -20,7 +20,13 @@ from fedknow.client.models.layers import (
 )
 from fedknow.client.models.split import Body, Shape
 
-__all__ = ["resnet18", "resnet152", "resnext50", "senet18", "wide_resnet50"]
+__all__ = [
+    "resnet18",
+    "resnet152",
+    "resnext50",
+    "senet18",
+    "wide_resnet50",
+]
 
 Residual = Callable[[int, int, int], list[nn.Module]]
 """The layers of one block, from the channels that come in, the stage (0..3) and the stride."""
@@ -157,7 +163,10 @@ def wide_resnet50(shape: Shape, width: Width = 1.0, stem: Stem = "auto") -> Body
     ----------
     Zagoruyko and Komodakis, Wide Residual Networks, BMVC 2016.
     """
-    residual = _bottleneck(width, lambda stage: 2 * _stage_channels(stage, width))
+    residual = _bottleneck(
+        width,
+        lambda stage: 2 * _stage_channels(stage, width),
+    )
     architecture = _Architecture(
         "wide_resnet50", (3, 4, 6, 3), residual, expansion=4
     )
@@ -201,7 +210,9 @@ def _basic(width: float) -> Residual:
 
 
 def _bottleneck(
-    width: float, channels_in: Callable[[int], int], groups: int = 1
+    width: float,
+    channels_in: Callable[[int], int],
+    groups: int = 1,
 ) -> Residual:
     """Define blocks of a 3x3 convolution between two 1x1 ones.
 
@@ -222,7 +233,11 @@ def _bottleneck(
             nn.ReLU(),
             *convolution(channels, channels, 3, stride, groups),
             nn.ReLU(),
-            *convolution(channels, 4 * _stage_channels(stage, width), 1),
+            *convolution(
+                channels,
+                4 * _stage_channels(stage, width),
+                1,
+            ),
         ]
 
     return residual
@@ -234,10 +249,18 @@ def _resnet(
     width: float,
     stem: Stem,
 ) -> Body:
-    at_least(architecture.name, shape, 8, "model.name = 'cnn' takes 4x4")
+    at_least(
+        architecture.name,
+        shape,
+        8,
+        "model.name = 'cnn' takes 4x4",
+    )
     inputs = scaled(64, width)
     if small_stem(stem, shape):
-        layers = [*convolution(shape[0], inputs, 3), nn.ReLU()]
+        layers = [
+            *convolution(shape[0], inputs, 3),
+            nn.ReLU(),
+        ]
     else:
         layers = large_stem(shape[0], inputs, kernel=7)
     for stage, depth in enumerate(architecture.depths):

@@ -77,7 +77,11 @@ def cnn1d(  # noqa: PLR0913  # the network's settings
             body.append(nn.MaxPool1d(2))
             steps //= 2
         inputs = outputs
-    body += [_MeanAndMaximum(), nn.Linear(2 * inputs, hidden), nn.ReLU()]
+    body += [
+        _MeanAndMaximum(),
+        nn.Linear(2 * inputs, hidden),
+        nn.ReLU(),
+    ]
     return nn.Sequential(*body), hidden
 
 

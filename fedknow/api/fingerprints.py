@@ -94,7 +94,11 @@ class _Walk:
             return
         try:
             self.digest.update(pickle.dumps(value, protocol=4))
-        except (pickle.PicklingError, TypeError, AttributeError):
+        except (
+            pickle.PicklingError,
+            TypeError,
+            AttributeError,
+        ):
             # Of a lock or an open file nothing but its type can be told.
             return
 

@@ -10,14 +10,24 @@ from fedknow.protocols.wire import fedknow_pb2 as pb
 from fedknow.protocols.wire.encodings import Encoding
 from fedknow.protocols.wire.errors import Code, WireError
 
-__all__ = ["FROM_LOSSY", "LAYOUTS", "TO_LOSSY", "WIDTHS", "scale_fits"]
+__all__ = [
+    "FROM_LOSSY",
+    "LAYOUTS",
+    "TO_LOSSY",
+    "WIDTHS",
+    "scale_fits",
+]
 
 LAYOUTS = {
     Encoding.FP16: pb.Tensor.FP16,
     Encoding.BF16: pb.Tensor.BF16,
     Encoding.INT8: pb.Tensor.SCALED,
 }
-WIDTHS = {pb.Tensor.FP16: 2, pb.Tensor.BF16: 2, pb.Tensor.SCALED: 1}
+WIDTHS = {
+    pb.Tensor.FP16: 2,
+    pb.Tensor.BF16: 2,
+    pb.Tensor.SCALED: 1,
+}
 """Bytes of an element in each lossy layout."""
 _TINY = float(np.finfo(np.float64).tiny)
 _BLOCK = 1 << 16
@@ -51,7 +61,10 @@ def _to_bf16(tensor: pb.Tensor, flat: np.ndarray) -> np.ndarray:
             0x40
         )  # quiet: a set bit survives the cut
     _refuse_overflow(
-        tensor, flat, (upper & np.uint16(0x7FFF)) == 0x7F80, Encoding.BF16
+        tensor,
+        flat,
+        (upper & np.uint16(0x7FFF)) == 0x7F80,
+        Encoding.BF16,
     )
     return upper
 
@@ -79,7 +92,10 @@ def _refuse_overflow(
 
 
 def _to_scaled(tensor: pb.Tensor, flat: np.ndarray) -> np.ndarray:
-    top = max(float(flat.max(initial=0)), -float(flat.min(initial=0)))
+    top = max(
+        float(flat.max(initial=0)),
+        -float(flat.min(initial=0)),
+    )
     # Also keeps the scale of an all-zero tensor above 0, as it divides.
     scale = max(
         top / 127, _TINY

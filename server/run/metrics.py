@@ -137,7 +137,10 @@ def _client_means(accuracy: Floats, weights: Floats) -> tuple[Floats, Floats]:
         np.arange(seen)[:, None] <= np.arange(trained)
     )
     sizes = (measured * weights[:, :, None]).sum(1)
-    means = _divide(np.where(measured, accuracy, 0.0).sum(1), measured.sum(1))
+    means = _divide(
+        np.where(measured, accuracy, 0.0).sum(1),
+        measured.sum(1),
+    )
     return means, sizes
 
 
@@ -152,7 +155,8 @@ def task_accuracy(accuracy: Floats, weights: Floats) -> Floats:
         NaN where no client was scored.
     """
     return _weighted_mean(
-        accuracy, np.broadcast_to(weights[:, :, None], accuracy.shape)
+        accuracy,
+        np.broadcast_to(weights[:, :, None], accuracy.shape),
     )
 
 
@@ -216,7 +220,9 @@ def max_forgetting(accuracy: Floats, weights: Floats) -> Floats:
         NaN after the first task; never below :func:`forgetting`.
     """
     return _over_earlier(
-        accuracy, weights, lambda a, u, m: _max(a[u, u:m]) - a[u, m]
+        accuracy,
+        weights,
+        lambda a, u, m: _max(a[u, u:m]) - a[u, m],
     )
 
 
@@ -297,7 +303,9 @@ def _over_earlier(accuracy: Floats, weights: Floats, term: _Term) -> Floats:
 
 
 def _robust(
-    accuracy: Floats, weights: Floats, average: Callable[[Floats], float]
+    accuracy: Floats,
+    weights: Floats,
+    average: Callable[[Floats], float],
 ) -> Floats:
     """Average the clients' accuracies that were measured, after each task."""
     means, _ = _client_means(accuracy, weights)
@@ -321,13 +329,21 @@ def _weighted_mean(values: Floats, weights: Floats) -> Floats:
     """Mean over axis 0 of what is measured."""
     # What was not measured must not weigh.
     weights = np.where(np.isfinite(values), weights, 0.0)
-    return _divide((np.nan_to_num(values) * weights).sum(0), weights.sum(0))
+    return _divide(
+        (np.nan_to_num(values) * weights).sum(0),
+        weights.sum(0),
+    )
 
 
 def _divide(numerator: Floats, denominator: NDArray[np.generic]) -> Floats:
     out = np.full(numerator.shape, np.nan)
     # A mean of nothing is NaN, without NumPy's warning of a division by zero.
-    np.divide(numerator, denominator, out=out, where=denominator != 0)
+    np.divide(
+        numerator,
+        denominator,
+        out=out,
+        where=denominator != 0,
+    )
     return out
 
 

@@ -8,7 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.serverapp.strategy import Strategy
 
 from fedknow.protocols.flower import to_arrays, to_record
@@ -16,7 +22,9 @@ from fedknow.protocols.flower import to_arrays, to_record
 __all__ = ["restore_strategy", "strategy_state"]
 
 
-def strategy_state(strategy: Strategy) -> tuple[dict[str, Any], list[str]]:
+def strategy_state(
+    strategy: Strategy,
+) -> tuple[dict[str, Any], list[str]]:
     """Give a strategy's memory in a form that can be stored.
 
     A strategy that has ``state_dict`` and ``load_state_dict`` is asked; of any other all
@@ -46,7 +54,11 @@ def restore_strategy(strategy: Strategy, state: Mapping[str, Any]) -> None:
         strategy.load_state_dict(_thaw(state["own"], None))  # type: ignore[attr-defined]
     for name, value in state.get("attributes", {}).items():
         # Over what the constructor has set, which is a strategy at its first round.
-        setattr(strategy, name, _thaw(value, getattr(strategy, name, None)))
+        setattr(
+            strategy,
+            name,
+            _thaw(value, getattr(strategy, name, None)),
+        )
 
 
 class _CannotFreeze(Exception):
@@ -62,7 +74,10 @@ def _attributes(
         if isinstance(value, Strategy):  # what a wrapper wraps
             inner, inner_lost = _attributes(value, f"{prefix}{name}.")
             # By attributes, as its constructor's arguments are not known here.
-            frozen[name] = {"is": "strategy", "attributes": inner}
+            frozen[name] = {
+                "is": "strategy",
+                "attributes": inner,
+            }
             lost += inner_lost
         # Functions come again with the strategy's own constructor.
         elif not callable(value):
@@ -100,14 +115,20 @@ def _freeze(value: Any) -> Any:
 def _freeze_numbers(value: Any) -> Any:
     match value:
         case np.generic():
-            return {"is": "scalar", "value": _freeze(np.asarray(value))}
+            return {
+                "is": "scalar",
+                "value": _freeze(np.asarray(value)),
+            }
         case np.ndarray():
             # Objects and texts have no safetensors type.
             if value.dtype.kind not in "biufc":
                 raise _CannotFreeze(f"an array of {value.dtype}")
             return value
         case bytes():
-            return {"is": "bytes", "value": np.frombuffer(value, np.uint8)}
+            return {
+                "is": "bytes",
+                "value": np.frombuffer(value, np.uint8),
+            }
     return None
 
 
@@ -117,7 +138,10 @@ def _freeze_container(value: Any) -> Any:
             return [_freeze(item) for item in value]
         # A named tuple, or a dictionary of a type of its own, would not come back as one.
         case tuple() if type(value) is tuple:
-            return {"is": "tuple", "items": [_freeze(item) for item in value]}
+            return {
+                "is": "tuple",
+                "items": [_freeze(item) for item in value],
+            }
         case dict() if type(value) is dict:
             return {"is": "dict", "items": _items(value)}
     return None
@@ -126,11 +150,20 @@ def _freeze_container(value: Any) -> Any:
 def _freeze_record(value: Any) -> Any:
     match value:
         case Array():
-            return {"is": "array", "value": _freeze(value.numpy())}
+            return {
+                "is": "array",
+                "value": _freeze(value.numpy()),
+            }
         case ArrayRecord():
-            return {"is": "ArrayRecord", "items": _items(to_arrays(value))}
+            return {
+                "is": "ArrayRecord",
+                "items": _items(to_arrays(value)),
+            }
         case MetricRecord() | ConfigRecord() | RecordDict():
-            return {"is": type(value).__name__, "items": _items(value)}
+            return {
+                "is": type(value).__name__,
+                "items": _items(value),
+            }
     return None
 
 
@@ -143,7 +176,10 @@ def _freeze_random(value: Any) -> Any:
                 "state": _freeze(value.bit_generator.state),
             }
         case random.Random():
-            return {"is": "random", "state": _freeze(value.getstate())}
+            return {
+                "is": "random",
+                "state": _freeze(value.getstate()),
+            }
     return None
 
 
@@ -167,7 +203,9 @@ def _thaw_items(value: Mapping[str, Any]) -> dict[Any, Any]:
     return {_thaw(key, None): _thaw(item, None) for key, item in value["items"]}
 
 
-def _thaw_generator(value: Mapping[str, Any]) -> np.random.Generator:
+def _thaw_generator(
+    value: Mapping[str, Any],
+) -> np.random.Generator:
     # The kind of generator comes first: states of different kinds do not fit.
     bits = getattr(np.random, value["kind"])()
     bits.state = _thaw(value["state"], None)

@@ -15,10 +15,19 @@ from pathlib import Path
 
 import numpy as np
 
-from fedknow.protocols.config import ConfigError, FleetConfig
+from fedknow.protocols.config import (
+    ConfigError,
+    FleetConfig,
+)
 from fedknow.protocols.seeds import generator
 
-__all__ = ["Always", "Markov", "Presence", "Trace", "make_presence"]
+__all__ = [
+    "Always",
+    "Markov",
+    "Presence",
+    "Trace",
+    "make_presence",
+]
 
 Span = tuple[float, float]
 """Start and end of a time in which a client is present, in seconds."""
@@ -236,7 +245,10 @@ def _ends(spans: Sequence[Span]) -> list[float]:
 
 
 def _running_totals(spans: Sequence[Span]) -> list[float]:
-    return [0.0, *accumulate(end - start for start, end in spans)]
+    return [
+        0.0,
+        *accumulate(end - start for start, end in spans),
+    ]
 
 
 def _read_spans(path: Path) -> dict[str, list[Span]]:
@@ -249,7 +261,11 @@ def _read_spans(path: Path) -> dict[str, list[Span]]:
                 try:
                     span = _read_span(row)
                     client = row["client"]
-                except (KeyError, ValueError, TypeError) as error:
+                except (
+                    KeyError,
+                    ValueError,
+                    TypeError,
+                ) as error:
                     raise ConfigError(
                         f"fleet.availability: {path}, line {line}: needs client, start and end "
                         f"in seconds: {error}"

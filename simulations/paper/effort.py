@@ -95,7 +95,12 @@ def virtual_hours(run: Summary, as_in: Variant | None = None) -> Array:
     seconds = []
     for task, end in ends.items():
         for event in (last_rounds.get(task, end), end):
-            seconds.append([event["virtual_seconds"], event["computing_seconds"]])
+            seconds.append(
+                [
+                    event["virtual_seconds"],
+                    event["computing_seconds"],
+                ]
+            )
     # The clock goes on from task to task, so differences are the hours of each part.
     hours = np.diff(np.array(seconds) / 3600, axis=0, prepend=0.0)
     # [tasks, training or end of the task, all or computing] to [all or computing, part, task]

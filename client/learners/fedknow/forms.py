@@ -20,7 +20,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedknow.client.learners.fedknow.finetuning import Shaped, prune
+from fedknow.client.learners.fedknow.finetuning import (
+    Shaped,
+    prune,
+)
 from fedknow.client.learners.fedknow.knowledge import (
     Form,
     Knowledge,
@@ -29,7 +32,9 @@ from fedknow.client.learners.fedknow.knowledge import (
     pack,
     unpack,
 )
-from fedknow.client.learners.fedknow.settings import FedKnowSettings
+from fedknow.client.learners.fedknow.settings import (
+    FedKnowSettings,
+)
 from fedknow.client.learners.frames.learner import State
 
 __all__ = [
@@ -94,12 +99,18 @@ class Int8Knowledge(Knowledge):
 
     def state_dict(self) -> State:
         """Give it as tensors that can be saved."""
-        return super().state_dict() | {"form": "int8", "scales": self.scales}
+        return super().state_dict() | {
+            "form": "int8",
+            "scales": self.scales,
+        }
 
     @classmethod
     def from_state(cls, state: State) -> Int8Knowledge:
         """Make it from the result of :meth:`state_dict`."""
-        return cls(**vars(Knowledge.from_state(state)), scales=state["scales"])
+        return cls(
+            **vars(Knowledge.from_state(state)),
+            scales=state["scales"],
+        )
 
     def flat(self, weights: Sequence[Tensor]) -> Tensor:
         """Give all prunable weights in a row, float32 [p]."""
@@ -137,7 +148,10 @@ class Int8(Magnitude):
         is_kept = torch.cat([mask.flatten() for _, mask in shaped.pruned])
         return Int8Knowledge(
             **vars(remainder())
-            | {"mask": pack(is_kept), "values": torch.cat(parts)},
+            | {
+                "mask": pack(is_kept),
+                "values": torch.cat(parts),
+            },
             scales=torch.stack(scales),
         )
 
@@ -211,7 +225,10 @@ class Filters:
             weight.detach().flatten(1)[chosen].flatten()
             for weight, chosen in zip(weights, rows, strict=True)
         ]
-        stored = {"mask": pack(torch.cat(rows)), "values": torch.cat(values)}
+        stored = {
+            "mask": pack(torch.cat(rows)),
+            "values": torch.cat(values),
+        }
         return FilterKnowledge(**vars(remainder()) | stored)
 
 
@@ -264,12 +281,18 @@ class LowRankKnowledge(Knowledge):
 
     def state_dict(self) -> State:
         """Give it as tensors that can be saved."""
-        return super().state_dict() | {"form": "low-rank", "ranks": self.ranks}
+        return super().state_dict() | {
+            "form": "low-rank",
+            "ranks": self.ranks,
+        }
 
     @classmethod
     def from_state(cls, state: State) -> LowRankKnowledge:
         """Make it from the result of :meth:`state_dict`."""
-        return cls(**vars(Knowledge.from_state(state)), ranks=state["ranks"])
+        return cls(
+            **vars(Knowledge.from_state(state)),
+            ranks=state["ranks"],
+        )
 
     def flat(self, weights: Sequence[Tensor]) -> Tensor:
         """Give all prunable weights in a row, float32 [p]."""
