@@ -100,7 +100,10 @@ class FedProtip(Fot):
     Settings = FedProtipSettings
     settings: FedProtipSettings
     strategy = "fedprotip"
-    scenarios: ClassVar[tuple[str, ...]] = ("class-incremental", "task-incremental")
+    scenarios: ClassVar[tuple[str, ...]] = (
+        "class-incremental",
+        "task-incremental",
+    )
     search: ClassVar[Mapping[str, Sequence[float | str]]] = {
         "threshold": [0.775, 0.9, 0.95, 0.99],
         "directions": [5, 10, 20],
