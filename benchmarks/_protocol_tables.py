@@ -40,7 +40,7 @@ COLUMNS = [
     "forgetting, points",
     "samples learned from, k",
     "kept a client",
-    "operations, T",
+    "operations, G",
     "accuracy less `fedknow`'s",
     "corrected p",
     "forgetting less `fedknow`'s",
@@ -106,7 +106,7 @@ def _figures(entry: Json) -> list[str]:
         cells.append(interval([100 * v for v in values]) if is_scored else "–")
     cells.append(f"{_mean(entry, 'samples') / 1e3:,.0f}")
     cells.append(size(_mean(entry, "knowledge_bytes")))
-    cells.append(f"{_mean(entry, 'flops') / 1e12:,.2f}")
+    cells.append(f"{_mean(entry, 'flops') / 1e9:,.0f}")
     return cells
 
 

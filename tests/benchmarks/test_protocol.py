@@ -103,7 +103,7 @@ def test_a_streams_table_is_ranked_and_corrected() -> None:
     assert [row[0].strip() for row in rows] == ["`er`", "`fedknow`", "`mas`"]
     er = [cell.strip() for cell in rows[0]]
     # 1.96 would be wrong for three seeds: t(0.975, 2) = 4.30.
-    assert er[1:7] == ["81.0 ± 2.5", "–", "19.0 ± 2.5", "2", "1.5 kB", "3.00"]
+    assert er[1:7] == ["81.0 ± 2.5", "–", "19.0 ± 2.5", "2", "1.5 kB", "3,000"]
     assert er[7:] == ["+10.0 ± 0.0", "< 0.001", "-10.0 ± 0.0", "< 0.001"]
     assert [cell.strip() for cell in rows[1][7:]] == ["–"] * 4
     assert "Seeds: 3. No run failed." in text
