@@ -25,6 +25,8 @@ NEEDED = {
         "num_sampled_clients": 5,
     },
     "dp-adaptive-clipping": {"noise_multiplier": 0.0, "num_sampled_clients": 5},
+    # It takes no noise of 0, and noise is in proportion to this norm.
+    "dp-gaussian": {"clip": 1e-9},
 }
 CURRENT = Arrays(
     w=np.arange(6, dtype=np.float32).reshape(2, 3), b=np.zeros(2, np.float32)
