@@ -20,6 +20,7 @@ from fedknow.protocols.config import (
     ExperimentConfig,
 )
 from fedknow.protocols.messages import client_of
+from fedknow.protocols.texts import counted
 from fedknow.protocols.wire import Limits
 
 __all__ = ["check_names", "message_limits", "read_toml", "without_folders"]
@@ -116,7 +117,8 @@ def check_names(run: str, node: int, fence: bytes) -> None:
         )
     if len(fence) > LONGEST_FENCE:
         raise ConfigError(
-            f"the server sends a fence of {len(fence)} bytes; {LONGEST_FENCE} are the most"
+            f"the server sends a fence of {counted(len(fence), 'byte')}; "
+            f"{LONGEST_FENCE} are the most"
         )
 
 

@@ -30,6 +30,7 @@ from fedknow.client.learners.frames.closed_form import (
 )
 from fedknow.client.learners.frames.learner import Layout, Round, Tensors
 from fedknow.client.learners.frames.shared import check_large
+from fedknow.protocols.texts import counted
 
 __all__ = ["Afcl"]
 
@@ -85,7 +86,9 @@ class Afcl(ClosedForm):
         squares = float(np.square(shared["factor"]).sum())
         if half.size:
             if half.size != width * (width + 1) // 2:
-                raise ValueError(f"gram: {half.size} numbers for {width} rows")
+                raise ValueError(
+                    f"gram: {counted(half.size, 'number')} for {width} rows"
+                )
             check_large("gram", half)
             matrix = torch.zeros(width, width, dtype=torch.float64)
             rows, columns = torch.triu_indices(width, width)

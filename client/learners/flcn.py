@@ -173,7 +173,9 @@ class Flcn(Learner):
         x, y, classes = shared["x"], shared["y"], shared["classes"]
         check_classes("classes", classes, self.head.out_features)
         if len(x) != len(y) or not len(x):
-            raise ValueError(f"{len(x)} samples with {len(y)} labels")
+            raise ValueError(
+                f"{counted(len(x), 'sample')} with {counted(len(y), 'label')}"
+            )
         if (
             len(np.unique(classes)) < len(classes)
             or not np.isin(y, classes).all()

@@ -36,6 +36,7 @@ from fedknow.client.learners.frames.learner import (
 )
 from fedknow.client.learners.frames.shared import check_classes, check_large
 from fedknow.protocols.seeds import integer
+from fedknow.protocols.texts import counted
 
 __all__ = ["Stsa", "StsaSettings", "class_sums"]
 
@@ -101,7 +102,9 @@ class Stsa(Afcl):
         check_large("counts", counts)
         check_classes("classes", classes, self.head.out_features)
         if not len(sums) == len(classes) == len(counts):
-            raise ValueError(f"{len(sums)} sums of {len(classes)} classes")
+            raise ValueError(
+                f"{len(sums)} sums of {counted(len(classes), 'class', 'classes')}"
+            )
         if counts.min(initial=1) < 1:
             raise ValueError("counts: a sum of no sample")
 

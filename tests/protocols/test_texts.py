@@ -37,6 +37,9 @@ ALWAYS_SEVERAL = {
     "client/data/sounds.py: sorted(rates)",
     "client/data/columns.py: part",  # a kind of samples, no number
     "client/data/pools.py: part",
+    "client/data/published.py: part",
+    "client/data/people.py: config.client_column",  # a column's name
+    "protocols/config/data.py: data.name",  # which names, a verb
     "client/data/skews.py: dataset.name",  # which names, a verb
     "client/secure.py: name",
     "protocols/secure/fixed.py: clients",  # two at least

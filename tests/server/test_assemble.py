@@ -151,8 +151,11 @@ def test_simulations_score_the_global_model():
 @pytest.mark.parametrize("name", list_learners())
 def test_who_keeps_parameters_is_known_without_a_model(name):
     config = experiment({"learner.name": name, "model.name": "cnn"})
-    if learner_class(name).needs_frozen_body:
-        config = read_config(config.model_dump(), ["model.train=head"])
-    config = resolve(config)
+    kind = learner_class(name)
+    changes = [f"data.scenario={kind.scenarios[0]}"]
+    # "all" is the default, which another default of the learner's may replace.
+    if kind.model_train != "all":
+        changes.append(f"model.train={kind.model_train}")
+    config = resolve(read_config(config.model_dump(), changes))
     learner = build_learner(config, (1, 8, 8), 10)
     assert keeps_parameters(config) == bool(learner.local_parameters())

@@ -53,7 +53,7 @@ def test_a_claim_does_not_decide_where_answers_come_one_by_one(
     lie, tmp_path, monkeypatch
 ):
     """As with clients that bring data of their own, whose sizes the server does not know."""
-    monkeypatch.setattr(Claims, "read", lambda _: Claims(are_known=False))
+    monkeypatch.setattr(Claims, "read", lambda *_: Claims(are_known=False))
     tree = {
         "data": {"clients": 5, "tasks": 1, "partition": "iid"},
         "train": {"rounds": 2, "epochs": 1},
