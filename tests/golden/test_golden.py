@@ -49,7 +49,15 @@ def test_the_record_has_all_runs_and_they_differ():
     assert len(set(models)) > 0.8 * len(models)
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+# Their generators take minutes; the class-incremental runs of both are in the short form.
+LONG = ("lander, task-incremental", "target, task-incremental")
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow) if name in LONG else name
+    for name in EXPERIMENTS
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_run_in_one_process_gives_the_recorded_numbers(tmp_path, name):
     folder = golden.run_inline(EXPERIMENTS[name], tmp_path / "run")
     assert_as_recorded(name, golden.numbers(folder))

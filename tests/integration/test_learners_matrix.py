@@ -54,10 +54,20 @@ MATRIX = [
     if scenario != "domain-incremental"  # test_streams.py runs all of them in it
 ]
 FIRST = [(name, learner_class(name).scenarios[0]) for name in list_learners()]
-LONG = [
-    pair if pair in FIRST else pytest.param(*pair, marks=pytest.mark.slow)
-    for pair in MATRIX
-]
+# Those train generators, for minutes.
+GENERATIVE = ("target", "lander")
+
+
+def slow_unless(are_short):
+    """Mark all pairs slow but those that the condition names."""
+    return [
+        pair if are_short(pair) else pytest.param(*pair, marks=pytest.mark.slow)
+        for pair in MATRIX
+    ]
+
+
+EACH = slow_unless(lambda pair: pair in FIRST or pair[0] not in GENERATIVE)
+LONG = slow_unless(lambda pair: pair in FIRST and pair[0] != "lander")
 WAIT = 120
 """Seconds that nothing here takes, on a busy machine."""
 
@@ -97,7 +107,7 @@ def interrupt(kind, task):
     return observe
 
 
-@pytest.mark.parametrize(("name", "scenario"), MATRIX)
+@pytest.mark.parametrize(("name", "scenario"), EACH)
 def test_it_runs_and_is_scored_both_ways(expected, name, scenario):
     run = RunFolder.open(expected(name, scenario))
     events, accuracy = run.events(), run.accuracy()

@@ -28,6 +28,7 @@ def test_a_fault_changes_the_file_it_names_and_has_tests(mutant):
     assert mutant.tests
 
 
+@pytest.mark.slow
 def test_a_fault_is_noticed_and_a_harmless_change_is_not():
     metrics = "server/run/metrics.py"
     tests = ("tests/server/run/test_metrics.py",)
