@@ -89,18 +89,17 @@ class _Walk:
 
     def _object(self, value: Any) -> None:
         self.take(type(value))
-        if hasattr(value, "__dict__"):
-            self.take(vars(value))
-            return
         try:
-            self.digest.update(pickle.dumps(value, protocol=4))
-        except (
-            pickle.PicklingError,
-            TypeError,
-            AttributeError,
-        ):
-            # Of a lock or an open file nothing but its type can be told.
+            # What a copy is made of, also where it is not among the attributes.
+            reduced = value.__reduce_ex__(4)
+        except (TypeError, pickle.PicklingError):
+            self.take(getattr(value, "__dict__", None))
             return
+        if isinstance(reduced, str):
+            self._text(reduced)
+            return
+        _, arguments, state, items, pairs = (*reduced[:5], None, None, None)[:5]
+        self._all([arguments, state, list(items or ()), list(pairs or ())])
 
     def _class(self, kind: type) -> None:
         self._text(kind.__module__, kind.__qualname__)

@@ -1,5 +1,7 @@
+import random
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -34,6 +36,8 @@ def make(number):
         (FedAvg(), FedAvg(fraction_train=0.5)),
         (nn.Linear(2, 2), nn.Linear(2, 2)),
         (np.random.default_rng(1), np.random.default_rng(2)),
+        (random.Random(1), random.Random(2)),
+        (partial(make, 1), partial(make, 2)),
     ],
 )
 def test_other_content_gives_another_digest(one, other):
