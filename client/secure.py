@@ -15,12 +15,22 @@ import numpy as np
 
 from fedknow.client.host import Answerer
 from fedknow.client.learners.frames.learner import Learner
+from fedknow.client.secure_requests import (
+    check_session,
+    read_nodes,
+    read_text,
+    read_texts,
+    secret_of,
+)
+from fedknow.client.secure_sums import SharedSums, encode_for, note_given
 from fedknow.client.state import State
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.protocols.messages import (
     ARRAYS,
     CLIENT_FAILED,
+    END_TASK,
     EVALUATE,
+    EXTRA,
     METRICS,
     TRAIN,
     Arrays,
@@ -49,10 +59,14 @@ Reply = tuple[Message, State]
 
 STATE = "secure"
 """The entry of a client's state that holds a round's secrets."""
+NO_SUMS = (
+    "the learner shares arrays beside the parameters that are no sums, so that no mask would hide "
+    "them, but the experiment says privacy.secure = true"
+)
 
 
 class SecureNode:
-    """Masks the updates of a node.
+    """Masks the updates of a node, and the sums that it shares.
 
     Parameters
     ----------
@@ -63,18 +77,20 @@ class SecureNode:
     """
 
     def __init__(self, node: Answerer, config: ExperimentConfig) -> None:
-        self._node = node
         self._privacy = config.privacy
         self.learner: Learner | None = getattr(node, "learner", None)
+        self._sums = SharedSums(node, self.learner)
 
     def handle(self, message: Message, state: State) -> Reply:
         """Answer a message; see :meth:`fedknow.client.node.Node.handle`."""
         steps = {
             rounds.KEYS: self._make_keys,
             rounds.SHARES: self._deal_shares,
-            TRAIN: self._train,
+            TRAIN: self._work,
             rounds.UNMASK: self._unmask,
         }
+        if self._sums.layout(END_TASK):
+            steps[END_TASK] = self._work
         # In the client's state: the next wave's work may go to another process.
         session = state.get(STATE, {})
         stripped = state
@@ -91,7 +107,10 @@ class SecureNode:
         except ValueError as error:
             # The round's secrets go, so that no second try can use them.
             return message.fail(CLIENT_FAILED, str(error)), stripped
-        return self._node.handle(message, stripped)
+        reply, new = self._sums.ask(message, stripped)
+        if EXTRA in reply.content:
+            return message.fail(CLIENT_FAILED, NO_SUMS), stripped
+        return reply, new
 
     def _make_keys(
         self,
@@ -103,7 +122,7 @@ class SecureNode:
         request = message.config()
         # New in each round, as an opened mask hides nothing a second time.
         secret = {
-            rounds.SESSION: _text(request, rounds.SESSION).hex(),
+            rounds.SESSION: read_text(request, rounds.SESSION).hex(),
             rounds.SHARE_KEY: new_key().hex(),
             rounds.MASK_KEY: new_key().hex(),
             # Masks of pairs alone would not do: they are opened of a client that answers late.
@@ -119,7 +138,8 @@ class SecureNode:
                 ),
             }
         )
-        return _reply(message, answer), {**state, STATE: secret}
+        kept_state = self._sums.settle(state, request.get(rounds.UNOPENED))
+        return _reply(message, answer), {**kept_state, STATE: secret}
 
     def _deal_shares(
         self,
@@ -129,10 +149,10 @@ class SecureNode:
     ) -> Reply:
         """Wave 2: deal shares of both secrets, sealed for each client."""
         request = message.config()
-        _check_session(request, session)
-        nodes = _nodes(request, rounds.NODES)
-        share_keys = _texts(request, rounds.SHARE_KEYS, len(nodes))
-        mask_keys = _texts(request, rounds.MASK_KEYS, len(nodes))
+        check_session(request, session)
+        nodes = read_nodes(request, rounds.NODES)
+        share_keys = read_texts(request, rounds.SHARE_KEYS, len(nodes))
+        mask_keys = read_texts(request, rounds.MASK_KEYS, len(nodes))
         if message.node not in nodes or len(nodes) < rounds.MINIMUM:
             raise ValueError(
                 f"secure aggregation among nodes {nodes}: it takes {rounds.MINIMUM} or more, "
@@ -140,7 +160,7 @@ class SecureNode:
             )
         own_key = mask_keys[nodes.index(message.node)]
         # Two with one key would have masks that are no secret of a pair.
-        if own_key != public_key(_secret(session, rounds.MASK_KEY)) or len(
+        if own_key != public_key(secret_of(session, rounds.MASK_KEY)) or len(
             set(mask_keys)
         ) < len(nodes):
             raise ValueError(
@@ -148,8 +168,8 @@ class SecureNode:
             )
         threshold = rounds.threshold_of(self._privacy.threshold, len(nodes))
         # Both secrets are dealt, and of each client only one is ever opened; see `_unmask`.
-        of_mask = deal(_secret(session, "mask"), nodes, threshold)
-        of_key = deal(_secret(session, rounds.MASK_KEY), nodes, threshold)
+        of_mask = deal(secret_of(session, "mask"), nodes, threshold)
+        of_key = deal(secret_of(session, rounds.MASK_KEY), nodes, threshold)
         # The server carries the packages, so each is sealed for the one that may open it.
         sealed = [
             seal_shares(
@@ -172,67 +192,53 @@ class SecureNode:
             STATE: dealt,
         }
 
-    def _train(
+    def _work(
         self,
         message: Message,
         state: State,
         session: Mapping[str, Any],
     ) -> Reply:
-        """Wave 3: train, and send the update under masks."""
+        """Wave 3: do the work, and send its update and sums under masks."""
         request = message.content.get(rounds.SECURE)
         if not isinstance(request, Config):
             raise ValueError(
                 "the server asks for an update in the clear, but the experiment says "
                 "privacy.secure = true"
             )
-        _check_session(request, session)
-        peers = _nodes(request, rounds.NODES)
+        check_session(request, session)
+        peers = read_nodes(request, rounds.NODES)
         threshold = self._check_peers(peers, message.node, session)
-        # The node sees an ordinary message: training knows nothing of masks.
-        content = {
-            name: record
-            for name, record in message.content.items()
-            if name != rounds.SECURE
-        }
-        reply, new = self._node.handle(replace(message, content=content), state)
+        # The node sees an ordinary message: learning knows nothing of masks.
+        work = replace(
+            message,
+            content={
+                name: record
+                for name, record in message.content.items()
+                if name != rounds.SECURE
+            },
+        )
+        reply, new = self._sums.ask(work, state)
         if reply.failure is not None:
             return reply, new
-        sent = TrainWork.from_content(content).parameters
-        metrics = reply.content[METRICS]
-        weight = metrics[NUM_EXAMPLES] if isinstance(metrics, Metrics) else 0
-        if not isinstance(weight, int | float):
-            raise ValueError(f"{NUM_EXAMPLES} is no number: {weight!r}")
-        numbers = encode(reply.arrays(), sent, weight, len(peers))
-        numbers = numbers + self._masks(
-            peers, message.node, session, numbers.size
-        )
+        parts = []
+        if message.kind == TRAIN:
+            parts.append(_encode_update(work, reply, len(peers)))
+        if layout := self._sums.layout(message.kind):
+            sums = self._sums.gather(reply, state)
+            parts.append(encode_for(sums, layout, peers))
+            new = note_given(new, session, sums)
+        elif EXTRA in reply.content:
+            raise ValueError(NO_SUMS)
+        numbers = np.concatenate(parts)
+        numbers = numbers + _masks(peers, message.node, session, numbers.size)
         masked: Arrays = Arrays({rounds.MASKED: numbers})
         # The clients of this sum, so that no other set of them can be opened.
-        trained = {**session, rounds.SURVIVORS: peers, "threshold": threshold}
-        answer = replace(reply, content={**reply.content, ARRAYS: masked})
-        return answer, {**new, STATE: trained}
-
-    def _masks(
-        self,
-        peers: Sequence[int],
-        node: int,
-        session: Mapping[str, Any],
-        size: int,
-    ) -> np.ndarray:
-        """Add up this client's own mask and those of its pairs."""
-        total = mask(_secret(session, "mask"), size)
-        public_keys = dict(
-            zip(session[rounds.NODES], session[rounds.MASK_KEYS], strict=True)
+        worked = {**session, rounds.SURVIVORS: peers, "threshold": threshold}
+        # These two records and no other: what else there is would be in the clear.
+        answer = replace(
+            reply, content={ARRAYS: masked, METRICS: reply.content[METRICS]}
         )
-        private = _secret(session, rounds.MASK_KEY)
-        session_id = _secret(session, rounds.SESSION)
-        for peer in peers:
-            if peer != node:
-                public = bytes.fromhex(public_keys[peer])
-                key = agree(private, public, "mask", session_id)
-                # One of a pair adds the mask and the other subtracts it, so that it leaves the sum.
-                total = total + pair_mask(key, size, node < peer)
-        return total
+        return answer, {**new, STATE: worked}
 
     def _unmask(
         self,
@@ -246,10 +252,10 @@ class SecureNode:
         forgotten with the answer, so there is no second one.
         """
         request = message.config()
-        _check_session(request, session)
+        check_session(request, session)
         if rounds.SURVIVORS not in session:
             raise ValueError("the sum is to be opened before updates were sent")
-        survivors = _nodes(request, rounds.SURVIVORS)
+        survivors = read_nodes(request, rounds.SURVIVORS)
         peers = session[rounds.SURVIVORS]
         # The sum of a few updates would tell much of each of them.
         if not set(survivors) <= set(peers) or (
@@ -259,7 +265,7 @@ class SecureNode:
                 f"the sum of nodes {survivors} is to be opened: they must be "
                 f"{session['threshold']} or more of {peers}"
             )
-        sealed = _texts(request, rounds.SEALED, len(peers))
+        sealed = read_texts(request, rounds.SEALED, len(peers))
         public_keys = dict(
             zip(session[rounds.NODES], session[rounds.SHARE_KEYS], strict=True)
         )
@@ -276,8 +282,8 @@ class SecureNode:
 
     def _share_key(self, session: Mapping[str, Any], public: bytes) -> bytes:
         """Agree on the key that seals shares between two clients."""
-        private = _secret(session, rounds.SHARE_KEY)
-        return agree(private, public, "share", _secret(session, rounds.SESSION))
+        private = secret_of(session, rounds.SHARE_KEY)
+        return agree(private, public, "share", secret_of(session, rounds.SESSION))
 
     def _check_peers(
         self,
@@ -300,6 +306,38 @@ class SecureNode:
         return threshold
 
 
+def _masks(
+    peers: Sequence[int],
+    node: int,
+    session: Mapping[str, Any],
+    size: int,
+) -> np.ndarray:
+    """Add up this client's own mask and those of its pairs."""
+    total = mask(secret_of(session, "mask"), size)
+    public_keys = dict(
+        zip(session[rounds.NODES], session[rounds.MASK_KEYS], strict=True)
+    )
+    private = secret_of(session, rounds.MASK_KEY)
+    session_id = secret_of(session, rounds.SESSION)
+    for peer in peers:
+        if peer != node:
+            public = bytes.fromhex(public_keys[peer])
+            key = agree(private, public, "mask", session_id)
+            # One of a pair adds the mask and the other subtracts it, so that it leaves the sum.
+            total = total + pair_mask(key, size, node < peer)
+    return total
+
+
+def _encode_update(work: Message, reply: Message, clients: int) -> np.ndarray:
+    """Encode an update, weighted by the client's samples."""
+    sent = TrainWork.from_content(work.content).parameters
+    metrics = reply.content[METRICS]
+    weight = metrics[NUM_EXAMPLES] if isinstance(metrics, Metrics) else 0
+    if not isinstance(weight, int | float):
+        raise ValueError(f"{NUM_EXAMPLES} is no number: {weight!r}")
+    return encode(reply.arrays(), sent, weight, clients)
+
+
 def _refuse_collection(message: Message, learner: Learner | None) -> None:
     """Keep what a client keeps to itself."""
     # Scoring may collect personal parameters, which no mask would hide.
@@ -318,45 +356,3 @@ def _reply(message: Message, record: Config) -> Message:
     """Answer with a record; the work counts as free."""
     costs = Metrics(dict.fromkeys(COSTS, 0))
     return message.reply({rounds.SECURE: record, METRICS: costs})
-
-
-def _check_session(request: Config, session: Mapping[str, Any]) -> None:
-    """Refuse messages of another round, or after a restart in between."""
-    if _text(request, rounds.SESSION).hex() != session.get(rounds.SESSION):
-        raise ValueError(
-            "this client has no secrets of this round; it can take part in the next one"
-        )
-
-
-def _secret(session: Mapping[str, Any], name: str) -> bytes:
-    return bytes.fromhex(session[name])
-
-
-def _text(request: Config, name: str) -> bytes:
-    value = request.get(name)
-    if not isinstance(value, bytes) or len(value) != KEY_BYTES:
-        raise ValueError(f"{name} must be {KEY_BYTES} bytes, got {value!r}")
-    return value
-
-
-def _texts(request: Config, name: str, count: int) -> list[bytes]:
-    values = request.get(name)
-    if (
-        not isinstance(values, list)
-        or len(values) != count
-        or not all(isinstance(value, bytes) for value in values)
-    ):
-        raise ValueError(f"{name} must be a list of {count} texts of bytes")
-    return [value for value in values if isinstance(value, bytes)]
-
-
-def _nodes(request: Config, name: str) -> list[int]:
-    values = request.get(name)
-    if not isinstance(values, list) or not all(
-        isinstance(value, int) and 0 < value < 2**48 for value in values
-    ):
-        raise ValueError(f"{name} must be a list of node ids, got {values!r}")
-    nodes = [value for value in values if isinstance(value, int)]
-    if len(set(nodes)) < len(nodes):
-        raise ValueError(f"{name} names a node twice: {nodes}")
-    return nodes

@@ -14,6 +14,7 @@ import grpc
 
 from fedknow.client.learners import Learner
 from fedknow.protocols.config import ConfigError, ExperimentConfig, differences
+from fedknow.protocols.secure.fixed import sum_size
 from fedknow.protocols.security import Tokens, server_credentials
 from fedknow.protocols.security.signing import read_signature
 from fedknow.protocols.transport import check_address
@@ -268,6 +269,8 @@ def _limits(learner: Learner) -> Limits:
     """Limit answers to a few times a model's size."""
     tensors = [*learner.send().values(), *learner.local_parameters().values()]
     model = sum(tensor.nbytes for tensor in tensors)
+    # Under masks a number has 64 bits.
+    sums = 8 * max(sum_size(learner.sum_layout(ended)) for ended in (False, True))
     # An answer may hold what a client keeps and a method's extras beside the model.
-    size = max(64 * 2**20, 4 * model)
+    size = max(64 * 2**20, 4 * (model + sums))
     return Limits(message_bytes=size, decoded_bytes=size)

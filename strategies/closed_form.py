@@ -42,6 +42,7 @@ class Afcl(PairedStrategy):
     """
 
     name = "Afcl"
+    takes_sums = True
 
     def __init__(
         self,
@@ -77,7 +78,7 @@ class Afcl(PairedStrategy):
         self._moment = torch.zeros(width, classes, dtype=torch.float64)
 
     def add(self, sums: Mapping[str, Tensor]) -> None:
-        """Add one client's sums of one task, Eq. (3)."""
+        """Add one client's sums of one task, or those of several, Eq. (3)."""
         self._moment += sums["moment"]
         # A client sends the smaller one of two forms, and the other one empty.
         if len(rows := sums["factor"]):

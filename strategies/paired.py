@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -64,6 +64,10 @@ class PairedStrategy(FedAvg):
     min_train_nodes, min_available_nodes : int
         As Flower's FedAvg has them.
     """
+
+    takes_sums: ClassVar[bool] = False
+    """Whether the arrays of one client may be the sum of all clients', as under
+    ``privacy.secure``. Nothing else of single clients is looked at then."""
 
     def __init__(
         self,

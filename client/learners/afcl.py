@@ -15,6 +15,7 @@ gives the solution of all samples in one place.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -30,6 +31,7 @@ from fedknow.client.learners.frames.closed_form import (
 )
 from fedknow.client.learners.frames.learner import Layout, Round, Tensors
 from fedknow.client.learners.frames.shared import check_large
+from fedknow.protocols.secure.fixed import SumLayout, Summand
 from fedknow.protocols.texts import counted
 
 __all__ = ["Afcl"]
@@ -37,6 +39,11 @@ __all__ = ["Afcl"]
 SQUARES = 1e10
 """Sum of the squares of a client's features in a task, at most, as a multiple of the ridge. Of a
 thousand such sums the solution still has right digits."""
+
+BITS = 32
+"""Under masks X'X is rounded to multiples of gamma 2^-32, and X'Y to those of sqrt(gamma) 2^-32:
+scaled features with gamma scaled alike round alike."""
+_REMEDY = "raise learner.ridge, ask fewer clients a round (strategy.fraction)"
 
 
 class Afcl(ClosedForm):
@@ -78,29 +85,78 @@ class Afcl(ClosedForm):
             "gram": ("float64", (-1,)),
         }
 
+    def sum_layout(self, ended: bool) -> SumLayout:
+        """Say how sums are added up under masks: X'Y, and the upper half of X'X."""
+        width, classes = self.head.in_features, self.head.out_features
+        # gamma is between this power of two and the next.
+        exponent = math.frexp(self.settings.ridge)[1] - 1
+        return {
+            "moment": Summand(
+                (width, classes), math.ldexp(1, exponent // 2 - BITS), _REMEDY
+            ),
+            # A sum has no factor with fewer rows than the matrix.
+            "factor": Summand((0, width), 1.0),
+            "gram": Summand(
+                (width * (width + 1) // 2,),
+                math.ldexp(1, exponent - BITS),
+                _REMEDY,
+            ),
+        }
+
+    def as_sums(self, shared: Tensors) -> Tensors:
+        """Lay sums out in full: a factor R becomes R'R, and nothing zeros."""
+        sums = {
+            name: torch.zeros(summand.shape, dtype=torch.float64)
+            for name, summand in self.sum_layout(ended=True).items()
+        }
+        if not shared:
+            return sums
+        if len(rows := shared["factor"]):
+            return {
+                **sums,
+                "moment": shared["moment"],
+                "gram": triangle(rows.T @ rows),
+            }
+        return {**shared, "factor": sums["factor"]}
+
     def check_share(self, shared: Mapping[str, np.ndarray]) -> None:
         """Refuse sums that no samples have, or that outweigh all others."""
-        width, half = self.head.in_features, shared["gram"]
         check_large("moment", shared["moment"])
         check_large("factor", shared["factor"])
         squares = float(np.square(shared["factor"]).sum())
-        if half.size:
-            if half.size != width * (width + 1) // 2:
-                raise ValueError(
-                    f"gram: {counted(half.size, 'number')} for {width} rows"
-                )
-            check_large("gram", half)
-            matrix = torch.zeros(width, width, dtype=torch.float64)
-            rows, columns = torch.triu_indices(width, width)
-            matrix[rows, columns] = matrix[columns, rows] = torch.tensor(half)
-            squares = matrix.trace().item()
+        if shared["gram"].size:
             # Rounding alone may make it indefinite, by far less than this.
-            matrix.diagonal().add_(1e-9 * abs(squares) + 1e-12)
-            if torch.linalg.cholesky_ex(matrix).info.item():
-                raise ValueError(
-                    "gram: below 0 in a direction, as no squares are"
-                )
-        if squares > SQUARES * self.settings.ridge:
+            squares = self._check_gram(shared["gram"], 1, 1e-12)
+        self._check_squares(squares, 1)
+
+    def check_sum(self, total: Mapping[str, np.ndarray], clients: int) -> None:
+        """Refuse a sum that no samples of so many clients have."""
+        check_large("moment", total["moment"], clients)
+        unit = self.sum_layout(ended=True)["gram"].unit
+        # Each client rounds each number by half a unit at most.
+        rounding = clients * self.head.in_features * unit
+        squares = self._check_gram(total["gram"], clients, rounding)
+        self._check_squares(squares, clients)
+
+    def _check_gram(self, half: np.ndarray, clients: int, slack: float) -> float:
+        """Refuse an upper half that is of no X'X; give the sum of squares."""
+        width = self.head.in_features
+        if half.size != width * (width + 1) // 2:
+            raise ValueError(
+                f"gram: {counted(half.size, 'number')} for {width} rows"
+            )
+        check_large("gram", half, clients)
+        matrix = torch.zeros(width, width, dtype=torch.float64)
+        rows, columns = torch.triu_indices(width, width)
+        matrix[rows, columns] = matrix[columns, rows] = torch.tensor(half)
+        squares: float = matrix.trace().item()
+        matrix.diagonal().add_(1e-9 * abs(squares) + slack)
+        if torch.linalg.cholesky_ex(matrix).info.item():
+            raise ValueError("gram: below 0 in a direction, as no squares are")
+        return squares
+
+    def _check_squares(self, squares: float, clients: int) -> None:
+        if squares > SQUARES * clients * self.settings.ridge:
             raise ValueError(
                 f"squares add up to {squares:.1e}, and learner.ridge = "
                 f"{self.settings.ridge:g} bears {SQUARES:.0e} times itself of one client; raise it"

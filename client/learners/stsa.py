@@ -35,6 +35,7 @@ from fedknow.client.learners.frames.learner import (
     Tensors,
 )
 from fedknow.client.learners.frames.shared import check_classes, check_large
+from fedknow.protocols.secure.fixed import SumLayout
 from fedknow.protocols.seeds import integer
 from fedknow.protocols.texts import counted
 
@@ -87,6 +88,15 @@ class Stsa(Afcl):
             "classes": ("int64", (-1,)),
             "counts": ("int64", (-1,)),
         }
+
+    @property
+    def no_sums(self) -> str:
+        """Say that the light form's rows are each client's own."""
+        return "set learner.light = false" if self.settings.light else ""
+
+    def sum_layout(self, ended: bool) -> SumLayout:
+        """Say how sums are added up; rows of the light form are not."""
+        return {} if self.settings.light else super().sum_layout(ended)
 
     def check_share(self, shared: Mapping[str, np.ndarray]) -> None:
         """Refuse sums that no samples have."""

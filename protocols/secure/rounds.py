@@ -19,11 +19,13 @@ __all__ = [
     "SHARE_KEYS",
     "SURVIVORS",
     "UNMASK",
+    "UNOPENED",
     "threshold_of",
 ]
 
 KEYS = "train.secure_keys"
-"""Make keys. Config: ``session``. Answer: ``share-key``, ``mask-key``."""
+"""Make keys. Config: ``session``, and ``unopened`` where the client's last sums came to nothing.
+Answer: ``share-key``, ``mask-key``."""
 SHARES = "train.secure_shares"
 """Deal shares. Config: ``session``, ``nodes``, ``share-keys``, ``mask-keys``. Answer: ``sealed``,
 in the order of ``nodes``."""
@@ -32,7 +34,8 @@ UNMASK = "train.secure_unmask"
 Answer: ``train.secure_shares``, one of each of these nodes."""
 
 SECURE = "secure"
-"""Record of answers, and of ``train`` messages: ``session`` and the ``nodes`` that dealt shares."""
+"""Record of answers, and of ``train`` and ``train.end_task`` messages: ``session`` and the
+``nodes`` that dealt shares."""
 SESSION = "session"
 NODES = "nodes"
 SHARE_KEY = "share-key"
@@ -42,7 +45,9 @@ MASK_KEYS = "mask-keys"
 SEALED = "sealed"
 SURVIVORS = "survivors"
 MASKED = "masked"
-"""Name of the one array of a masked update, uint64."""
+"""Name of the one array of a masked answer, uint64: the update, then the sums."""
+UNOPENED = "unopened"
+"""The session that a client last gave sums in, where it could not be opened."""
 
 MINIMUM = 3
 """Clients of a round: of two, each would know the other's update from the sum."""

@@ -54,8 +54,10 @@ def check_privacy(
         raise ConfigError(
             f"{_SECURE}: the package cryptography is missing; {how_to_install('secure')}"
         )
+    _check_sums(config, strategy, learner)
     _check_strategy(config, strategy)
     _check_learner(config, learner, _SECURE, "set it to false")
+    _check_fleet(config)
     for key, value, default in (
         ("engine.running_mean", config.engine.running_mean, False),
         ("engine.vectorize", config.engine.vectorize, "off"),
@@ -66,6 +68,15 @@ def check_privacy(
                 f"{_SECURE}: {key} = {value!r} needs single updates in the clear; set it to "
                 f"{default!r}"
             )
+
+
+def _check_fleet(config: ExperimentConfig) -> None:
+    # Clients that are asked in case others are late have made no keys with them.
+    if config.fleet.over_commit > 1:
+        raise ConfigError(
+            f"{_SECURE}: fleet.over_commit = {config.fleet.over_commit:g} asks clients that have "
+            "agreed on no masks; set it to 1"
+        )
 
 
 def _check_noise(
@@ -80,6 +91,11 @@ def _check_noise(
             "works in rounds, such as fedavg"
         )
     _check_learner(config, learner, setting, "set it to 0")
+    if _is_sharing(learner):
+        raise ConfigError(
+            f"{setting}: learner {config.learner.name} sends arrays beside the parameters, to "
+            "which no noise is added; choose another learner, or set it to 0"
+        )
     for key, value, default in (
         ("engine.running_mean", config.engine.running_mean, False),
         ("engine.vectorize", config.engine.vectorize, "off"),
@@ -94,7 +110,7 @@ def _check_noise(
 
 def _check_strategy(config: ExperimentConfig, strategy: Strategy) -> None:
     # A method that compares or clips single updates has none to look at.
-    if not needs_mean_alone(strategy):
+    if not (needs_mean_alone(strategy) or getattr(strategy, "takes_sums", False)):
         raise ConfigError(
             f"{_SECURE}: strategy {config.strategy.name} looks at single updates, which are "
             f"hidden; set it to false, or use one of {', '.join(mean_strategies())}, or a class "
@@ -127,10 +143,6 @@ def _check_learner(
         problem = "sends sparse parameters, whose zeros would be filled"
     elif not learner.send():
         problem = "sends nothing"
-    elif learner.shares(ended=False) or learner.shares(ended=True):
-        problem = (
-            "sends arrays beside the parameters, which would be in the clear"
-        )
     if problem:
         raise ConfigError(
             f"{setting}: learner {name} {problem}; choose another learner, or {remedy}"
@@ -140,4 +152,29 @@ def _check_learner(
         raise ConfigError(
             f"{setting}: learner {name} keeps parameters to itself, and "
             "evaluation.global_model = true would have each client send them; set it to false"
+        )
+
+
+def _is_sharing(learner: Learner) -> bool:
+    return any(learner.shares(ended) for ended in (False, True))
+
+
+def _check_sums(
+    config: ExperimentConfig, strategy: Strategy, learner: Learner
+) -> None:
+    """Refuse arrays beside the parameters that could not be added up."""
+    name = config.learner.name
+    if any(
+        learner.shares(ended) and not learner.sum_layout(ended)
+        for ended in (False, True)
+    ):
+        remedy = f"{learner.no_sums}, " if learner.no_sums else ""
+        raise ConfigError(
+            f"{_SECURE}: learner {name} sends arrays beside the parameters that are no sums, so "
+            f"they would be in the clear; {remedy}choose another learner, or set it to false"
+        )
+    if _is_sharing(learner) and not getattr(strategy, "takes_sums", False):
+        raise ConfigError(
+            f"{_SECURE}: strategy {config.strategy.name} does not take the sums of learner {name}; "
+            "leave strategy.name to the learner, or set it to false"
         )

@@ -29,6 +29,7 @@ from fedknow.protocols.messages import (
     Record,
     client_of,
 )
+from fedknow.protocols.secure.rounds import MASKED
 from fedknow.protocols.texts import printable
 from fedknow.protocols.work import (
     KNOWLEDGE_BYTES,
@@ -158,7 +159,7 @@ class Inspector:
         self._kept = None
 
     def expect_masked(self, arrays: Arrays) -> None:
-        """Expect masked updates like these arrays, until the round is over."""
+        """Expect masked answers like these arrays, until the round is over."""
         self._expected = arrays
 
     def __call__(self, reply: Message) -> Message:
@@ -218,7 +219,7 @@ class Inspector:
         if reply.kind == TRAIN:
             self._check_training(reply, norms)
         elif reply.kind == END_TASK:
-            metrics = _check_end_of_task(reply)
+            metrics = _check_end_of_task(reply, self._expected)
             self._check_claim(reply, metrics)
         elif reply.kind == EVALUATE and self._scored:
             self._check_scores(reply)
@@ -331,7 +332,10 @@ def _distance(arrays: Arrays, expected: Arrays) -> float:
         )
 
 
-def _check_end_of_task(reply: Message) -> Metrics:
+def _check_end_of_task(reply: Message, expected: Arrays) -> Metrics:
+    # Only under masks does such an answer have an array that all must send.
+    if expected.keys() == {MASKED}:
+        check_like(reply.arrays(), expected)
     metrics = _own_metrics(reply)
     size = metrics.get(KNOWLEDGE_BYTES)
     if not isinstance(size, int | float) or size < 0:

@@ -28,6 +28,7 @@ from fedknow.server.run.evaluation import (
     score_clients,
 )
 from fedknow.server.run.events import Evaluated, TaskEnded, VirtualTime, Warned
+from fedknow.server.run.exchange import choose_ending
 from fedknow.server.run.held_out import HeldOutScorer
 from fedknow.strategies.paired import PairedStrategy
 
@@ -229,6 +230,7 @@ class TaskEnder:
     def __init__(self, run: RunContext, scorer: Scorer) -> None:
         self._run = run
         self._scorer = scorer
+        self._exchange = choose_ending(run)
         self._began = 0.0
         self._samples = 0.0
         self._flops = 0.0
@@ -286,9 +288,7 @@ class TaskEnder:
         run.incidents.begin_work(task, round, run.state.arrays)
         work = self._end_work(task, ending)
         replies = [
-            reply
-            for reply in run.grid.exchange(work, run.options)
-            if reply.failure is None
+            reply for reply in self._exchange(work) if reply.failure is None
         ]
         if not replies and nodes is not None:
             return math.nan  # others may still go on

@@ -1,4 +1,4 @@
-"""The way in which a round's work is exchanged for answers."""
+"""How work is exchanged for answers: in a round, and at a task's end."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 
 from flwr.app import Message as FlowerMessage
 
+from fedknow.protocols.messages import Message
 from fedknow.server.run.context import RunContext
 
-__all__ = ["Exchange", "choose_exchange"]
+__all__ = ["Ending", "Exchange", "choose_ending", "choose_exchange"]
 
 Exchange = Callable[[Sequence[FlowerMessage]], list[FlowerMessage]]
+Ending = Callable[[Sequence[Message]], list[Message]]
 
 
 def choose_exchange(run: RunContext) -> Exchange:
@@ -21,3 +23,13 @@ def choose_exchange(run: RunContext) -> Exchange:
     from fedknow.server.run.secure import SecureRounds
 
     return SecureRounds(run).exchange
+
+
+def choose_ending(run: RunContext) -> Ending:
+    """Choose how clients are told that a task is over; gives their answers."""
+    parts = run.parts
+    if not (parts.config.privacy.secure and parts.learner.sum_layout(ended=True)):
+        return lambda work: run.grid.exchange(work, run.options)
+    from fedknow.server.run.secure import SecureRounds
+
+    return SecureRounds(run).end

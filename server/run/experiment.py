@@ -296,6 +296,9 @@ def _make_context(
         TRAIN: learner.shares(ended=False),
         END_TASK: learner.shares(ended=True),
     }
+    if config.privacy.secure:
+        # What clients share comes under masks; in the clear it is a fault.
+        extras = {}
     claims = Claims.read(parts.partition, parts.stream)
     incidents = Incidents(config, folder, recorder, extras, claims)
     # A user's learner may be none of ours.

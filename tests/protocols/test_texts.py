@@ -41,9 +41,9 @@ ALWAYS_SEVERAL = {
     "client/data/people.py: config.client_column",  # a column's name
     "protocols/config/data.py: data.name",  # which names, a verb
     "client/data/skews.py: dataset.name",  # which names, a verb
-    "client/secure.py: name",
+    "client/secure_requests.py: name",
     "protocols/secure/fixed.py: clients",  # two at least
-    "server/run/secure.py: clients",
+    "server/run/secure_waves.py: clients",
     "server/run/incidents.py: claimed",  # far more than there are
     "server/run/incidents.py: self._config.engine.max_weight",  # a factor
 }

@@ -20,6 +20,7 @@ from fedknow.client.learners.frames.round import Round
 from fedknow.client.learners.frames.scoring import Predictor
 from fedknow.client.learners.frames.settings import Exchange, LearnerSettings
 from fedknow.protocols.config import TrainConfig
+from fedknow.protocols.secure.fixed import SumLayout
 
 __all__ = ["Hooks"]
 
@@ -157,6 +158,37 @@ class Hooks:
         """Refuse, on the server, what no client of this method would share.
 
         Names, dtypes and shapes are those of :meth:`shares`, and numbers are finite.
+
+        Raises
+        ------
+        ValueError
+            If the server's half could not work with it.
+        """
+
+    @property
+    def no_sums(self) -> str:
+        """How a user has shares be sums, where a setting alone keeps them from it."""
+        return ""
+
+    def sum_layout(self, ended: bool) -> SumLayout:
+        """Say how shares are added up under masks; empty: they are no sums.
+
+        Both sides must give the same from the settings alone. What shares add up to must be
+        what the strategy takes from a client (``takes_sums``), of :meth:`shares`.
+        """
+        return {}
+
+    def as_sums(self, shared: Tensors) -> Tensors:
+        """Lay out what :meth:`share` gave as :meth:`sum_layout` says.
+
+        Nothing becomes zeros. Tensors are float64, on the CPU.
+        """
+        return dict(shared)
+
+    def check_sum(self, total: Mapping[str, np.ndarray], clients: int) -> None:
+        """Refuse, on the server, what so many clients' shares cannot add up to.
+
+        Names and shapes are those of :meth:`sum_layout`, float64.
 
         Raises
         ------

@@ -29,8 +29,15 @@ def check_classes(name: str, labels: np.ndarray, classes: int) -> None:
         )
 
 
-def check_large(name: str, array: np.ndarray) -> None:
+def check_large(name: str, array: np.ndarray, clients: int = 1) -> None:
     """Refuse numbers that are too large to be added up.
+
+    Parameters
+    ----------
+    name : str
+    array : ndarray
+    clients : int
+        Whose numbers are added up in it.
 
     Raises
     ------
@@ -38,7 +45,6 @@ def check_large(name: str, array: np.ndarray) -> None:
         Naming the array and its largest number.
     """
     largest = float(np.abs(array).max(initial=0.0))
-    if largest > LARGEST:
-        raise ValueError(
-            f"{name}: a number of {largest:.1e}, above {LARGEST:.0e}"
-        )
+    limit = LARGEST * clients
+    if largest > limit:
+        raise ValueError(f"{name}: a number of {largest:.1e}, above {limit:.0e}")

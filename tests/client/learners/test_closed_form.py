@@ -273,3 +273,73 @@ def test_only_sums_that_samples_have_are_taken(options, count):
         for spoil in HOSTILE[name] if array.size else ():
             with pytest.raises(ValueError, match=r"."):
                 learner.check_share({**honest, name: spoil(array)})
+
+
+# --- sums under masks
+
+
+@pytest.mark.parametrize("count", [0, 3, 40])
+def test_both_forms_are_laid_out_as_one(count):
+    """Samples, few or many, and none at all."""
+    learner = learner_of()
+    x, y = features_and_labels(count)
+    shared = learner.sums(x, y, Round(1, 0)) if count else {}
+    sums = learner.as_sums(shared)
+    layout = learner.sum_layout(ended=False)
+    assert layout == learner.sum_layout(ended=True)
+    assert list(layout) == list(learner.shares(ended=True))
+    assert {name: tuple(sums[name].shape) for name in sums} == {
+        name: summand.shape for name, summand in layout.items()
+    }
+    torch.testing.assert_close(sums["gram"], triangle(x.T @ x))
+    server, twin = server_of(), server_of()
+    server.add(sums)
+    if count:
+        twin.add(shared)
+    torch.testing.assert_close(server.solution(), twin.solution())
+    learner.check_sum({n: v.numpy() for n, v in sums.items()}, 1)
+
+
+@pytest.mark.parametrize("ridge", [1e-6, 0.3, 1.0, 3.0, 4096.0])
+def test_units_keep_their_proportion_to_the_ridge(ridge):
+    layout = learner_of(ridge=ridge).sum_layout(ended=True)
+    assert ridge / 2 < layout["gram"].unit * 2**32 <= ridge
+    root = layout["moment"].unit * 2**32
+    assert ridge / 4 < root**2 <= ridge
+
+
+def test_rows_of_the_light_form_are_no_sums():
+    learner = learner_of("stsa", light=True)
+    assert learner.sum_layout(ended=False) == {}
+    assert learner.no_sums == "set learner.light = false"
+    plain = learner_of("stsa")
+    assert plain.sum_layout(ended=False)
+    assert not plain.no_sums
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "words"),
+    [
+        ("gram", lambda a: -a, "below 0"),
+        ("gram", lambda a: a * 1e12, "squares add up"),
+        ("gram", lambda a: np.full_like(a, 1e200), "gram: a number of 1.0e"),
+        ("moment", lambda a: a - 1e17, "moment: a number"),
+    ],
+)
+def test_only_sums_that_clients_can_have_are_taken(name, spoil, words):
+    learner = learner_of()
+    sums = learner.as_sums(learner.sums(*features_and_labels(40), Round(1, 0)))
+    honest = {n: v.numpy() for n, v in sums.items()}
+    learner.check_sum(honest, 3)
+    with pytest.raises(ValueError, match=words):
+        learner.check_sum({**honest, name: spoil(honest[name])}, 3)
+
+
+def test_a_sum_that_rounding_made_indefinite_is_taken():
+    learner = learner_of()
+    layout = learner.sum_layout(ended=True)
+    zeros = {n: np.zeros(s.shape) for n, s in layout.items()}
+    rounded = zeros["gram"] - 0.5 * layout["gram"].unit
+    learner.check_sum({**zeros, "gram": rounded}, 1)
+    with pytest.raises(ValueError, match="below 0"):
+        learner.check_sum({**zeros, "gram": rounded * 1000}, 1)

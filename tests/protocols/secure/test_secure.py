@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedknow.protocols.messages import Arrays
-from fedknow.protocols.secure.fixed import decode, encode, size_of
+from fedknow.protocols.secure.fixed import (
+    Summand,
+    decode,
+    decode_sums,
+    encode,
+    encode_sums,
+    size_of,
+    sum_size,
+)
 from fedknow.protocols.secure.masks import (
     agree,
     mask,
@@ -175,3 +183,87 @@ def test_thirty_percent_may_leave():
     for clients in range(3, 200):
         threshold = threshold_of(0.66, clients)
         assert clients - int(0.3 * clients) >= threshold > clients / 2
+
+
+# --- sums over samples
+
+LAYOUT = {
+    "a": Summand((2, 3), 2.0**-32, "raise it"),
+    "nothing": Summand((0, 4), 1.0),
+    "b": Summand((2,), 0.25),
+}
+
+
+def sums(a, b):
+    return {
+        "a": np.array(a, np.float64).reshape(2, 3),
+        "nothing": np.zeros((0, 4)),
+        "b": np.array(b, np.float64),
+    }
+
+
+def test_sums_by_hand():
+    mine, yours = (
+        sums([1, 0, -2, 0.5, 0, 0], [0.25, 0.3]),
+        sums(range(6), [-1, 0]),
+    )
+    encoded = encode_sums(mine, LAYOUT, 2)
+    assert encoded.dtype == np.uint64
+    assert encoded.size == sum_size(LAYOUT) == 8
+    # 0.3 is rounded to a multiple of 0.25; -2 is a number near the end of the ring.
+    assert encoded[2] == 2**64 - 2 * 2**32
+    assert encoded[6:].tolist() == [1, 1]
+    total = decode_sums(encoded + encode_sums(yours, LAYOUT, 2), LAYOUT)
+    assert list(total) == ["a", "nothing", "b"]
+    assert total["a"].tolist() == [[1, 1, 0], [3.5, 4, 5]]
+    assert total["nothing"].shape == (0, 4)
+    assert total["b"].tolist() == [-0.75, 0.25]
+    assert {array.dtype for array in total.values()} == {np.dtype(np.float64)}
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(
+        st.lists(st.floats(-1e6, 1e6), min_size=8, max_size=8),
+        min_size=1,
+        max_size=9,
+    ),
+    st.randoms(),
+)
+def test_sums_are_exact_in_any_order_but_for_rounding_each(rows, random):
+    encoded = [encode_sums(sums(row[:6], row[6:]), LAYOUT, 9) for row in rows]
+    total = sum(encoded, np.uint64(0))
+    random.shuffle(encoded)
+    assert (total == sum(encoded, np.uint64(0))).all()
+    decoded = decode_sums(total, LAYOUT)
+    exact = np.sum(rows, axis=0)
+    clients = len(rows)
+    for name, expected in (("a", exact[:6]), ("b", exact[6:])):
+        error = np.abs(decoded[name].ravel() - expected)
+        # Half a unit each, and the rounding of float64.
+        assert (error <= clients * LAYOUT[name].unit / 2 + 1e-8).all()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        ({"a": np.full((2, 3), 2.0**30 / 3)}, "a is too large .* 3 clients; raise it"),
+        ({"a": np.full((2, 3), np.nan)}, "a is too large"),
+        ({"b": np.array([np.inf, 0])}, "b is too large"),
+        ({"b": np.zeros(3)}, r"b has shape \(3,\), not \(2,\)"),
+        ({"c": np.zeros(3)}, "are not"),
+    ],
+)  # fmt: skip
+def test_sums_that_do_not_fit_are_refused(spoil, words):
+    honest = sums(range(6), [1, 2])
+    encode_sums(honest, LAYOUT, 3)
+    with pytest.raises(ValueError, match=words):
+        encode_sums(honest | spoil, LAYOUT, 3)
+
+
+def test_as_many_as_said_never_wrap_around():
+    largest = np.nextafter(2.0**30 / 3, 0)
+    for sign in (1, -1):
+        encoded = encode_sums(sums([sign * largest] * 6, [0, 0]), LAYOUT, 3)
+        total = decode_sums(encoded * np.uint64(3), LAYOUT)
+        assert total["a"] == pytest.approx(sign * 2.0**30, rel=1e-9)

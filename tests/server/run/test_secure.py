@@ -170,7 +170,7 @@ def test_a_fleet_loses_answers_and_goes_on(tmp_path):
         (["strategy=fedmedian"], "use one of fedavg, fedprox"),
         (["data.clients=2"], "a round asks 2 clients"),
         (["strategy.fraction=0.3"], "a round asks 2 clients"),
-        (["learner=fedweit"], "fedweit looks at single updates"),
+        (["learner=fedweit"], "learner fedweit sends arrays beside the parameters that are no"),
         (["learner=local"], "learner local sends nothing"),
         (["learner=fedrep", "evaluation.global_model=true"], "evaluation.global_model = true"),
         (["engine.vectorize=on"], "engine.vectorize = 'on' needs single updates"),
