@@ -30,6 +30,7 @@ from fedknow.client.learners.frames.learner import (
     make_optimizer,
     widen,
 )
+from fedknow.client.learners.frames.optimizers import drop_gradients
 from fedknow.client.learners.frames.round import StepKey, take_step
 
 __all__ = ["Start", "Trained", "fit_together", "price"]
@@ -203,7 +204,7 @@ class _Stack:
         tuple of Tensor
             Loss, float [k], and number of right answers, int64 [k].
         """
-        self._optimizer.zero_grad(set_to_none=True)
+        drop_gradients(self._optimizer)
         # Classes outside a client's head have no share in its softmax, nor a gradient.
         z = widen(self._logits(batch.x)).masked_fill(batch.unused, -torch.inf)
         each = F.cross_entropy(

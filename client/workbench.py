@@ -15,6 +15,7 @@ from fedknow.client.data.stream import TaskData, TaskStream
 from fedknow.client.features import FeatureStream, with_features
 from fedknow.client.learners import build_learner
 from fedknow.client.learners.frames.learner import Learner, Round, State, Tensors
+from fedknow.client.learners.frames.round import part_of_hook
 from fedknow.client.tensors import as_arrays, as_tensors
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.protocols.instructions import read_instructions
@@ -171,7 +172,7 @@ class Workbench:
         if type(self.learner).send is Learner.send:
             for array in parameters.values():
                 array.flags.writeable = False
-        with self.learner.meter.part():
+        with part_of_hook(self.learner, "share"):
             extra = self.learner.share(data, round, ended=False)
         report = TrainReport(
             parameters=parameters,

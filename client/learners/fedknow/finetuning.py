@@ -22,6 +22,7 @@ from fedknow.client.learners.frames.learner import (
     batches,
     widen,
 )
+from fedknow.client.learners.frames.optimizers import drop_gradients
 
 __all__ = ["FineTuning", "Pruned", "Shaped", "finetune", "prune"]
 
@@ -104,7 +105,7 @@ def finetune(
         width = len(columns.index)
         for index in extra_steps(indices, "finetune", width, is_learning=True):
             batch = Batch(samples.x[index], labels[index], index, columns)
-            optimizer.zero_grad(set_to_none=True)
+            drop_gradients(optimizer)
             _backward(model, batch, tuning)
             for weight, mask in shaped.pruned:
                 # A weight may take no part in a forward pass.

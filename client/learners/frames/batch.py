@@ -208,7 +208,9 @@ class Samples:
 
     def batch(self, index: Tensor) -> Batch:
         """Give the samples of one step by their places, int64 [b]."""
-        return Batch(self.x[index], self.y[index], index, self.head.rows(index))
+        # The same as by brackets, in less time; of images it would lose the memory format.
+        y = self.y.index_select(0, index)
+        return Batch(self.x[index], y, index, self.head.rows(index))
 
 
 def columns(

@@ -52,6 +52,7 @@ from fedknow.client.learners.frames.exchange import (
 from fedknow.client.learners.frames.hooks import Hooks
 from fedknow.client.learners.frames.optimizers import (
     channels_last,
+    drop_gradients,
     make_optimizer,
     use_channels_last,
 )
@@ -181,7 +182,7 @@ class Learner(Hooks, metaclass=_StartsFresh):
         self.optimizer = make_optimizer(
             self.train, self.body.parameters(), self.head.parameters(), is_aligned
         )
-        self.optimizer.zero_grad(set_to_none=True)
+        drop_gradients(self.optimizer)
 
     def loss(self, logits: Tensor, batch: Batch) -> Loss:
         """Loss of a batch, a mean.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
@@ -15,13 +16,25 @@ from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.frames.batch import Head, Samples
 from fedknow.client.learners.frames.batching import batches, check_batches
 from fedknow.client.learners.frames.exchange import Tensors
+from fedknow.client.learners.frames.optimizers import drop_gradients
 from fedknow.protocols.config import TrainConfig
 from fedknow.protocols.errors import FedknowError
 
 if TYPE_CHECKING:
     from fedknow.client.learners.frames.learner import Learner
 
-__all__ = ["Diverged", "Round", "StepKey", "run_round", "seed_torch", "take_step"]
+__all__ = [
+    "Diverged",
+    "Round",
+    "StepKey",
+    "part_of_hook",
+    "run_round",
+    "seed_torch",
+    "take_step",
+]
+
+_STEP_HOOKS = frozenset({"begin_epoch", "gradient", "loss", "step"})
+"""Hooks that run with each step or between steps."""
 
 
 class Diverged(FedknowError, RuntimeError):
@@ -83,18 +96,23 @@ class StepKey:
     def __init__(self, learner: Learner, is_pulled: bool) -> None:
         self._learner = learner
         self._common = (is_pulled, _describe_settings(learner.train))
+        # Without a method's own hook there is nothing that could change between steps.
+        self._is_steady = learner.overridden.isdisjoint(_STEP_HOOKS)
+        self._state: Hashable = None
 
     def __call__(self, count: int, head: Head) -> Hashable:
         """Give the key of the next step: all that its cost can depend on.
 
         The step is on ``count`` samples.
         """
+        if self._state is None or not self._is_steady:
+            self._state = self._describe()
+        return ("step", count, head.width, self._common, self._state)
+
+    def _describe(self) -> Hashable:
+        """Describe the learner as it is now."""
         learner = self._learner
         return (
-            "step",
-            count,
-            head.width,
-            self._common,
             tuple(map(_is_free, learner.all_parameters)),
             describe_attributes(learner, learner.frame_attributes),
         )
@@ -112,7 +130,7 @@ def run_round(learner: Learner, task: TaskData, round: Round) -> dict[str, float
     samples = Samples(learner.images(samples.x), samples.y, samples.head)
     anchor = _anchor(learner) if round.proximal_mu else {}
     learner.model.train()
-    with learner.meter.part():
+    with part_of_hook(learner, "begin"):
         learner.begin(task, round)
     key = StepKey(learner, bool(anchor))
     total, correct = 0.0, 0
@@ -136,6 +154,16 @@ def run_round(learner: Learner, task: TaskData, round: Round) -> dict[str, float
     return {"loss": total / len(samples), "accuracy": correct / len(samples)}
 
 
+def part_of_hook(learner: Learner, name: str) -> AbstractContextManager[None]:
+    """Count a hook apart, where a method has made it anew.
+
+    The frame's own costs nothing.
+    """
+    if name in learner.overridden:
+        return learner.meter.part()
+    return nullcontext()
+
+
 def take_step(
     learner: Learner,
     samples: Samples,
@@ -152,8 +180,7 @@ def take_step(
         is not finite, parameters stay as they are.
     """
     batch = samples.batch(index)
-    # None and not zeros: the optimizer must leave parameters without a gradient alone.
-    learner.optimizer.zero_grad(set_to_none=True)
+    drop_gradients(learner.optimizer)
     loss, right = learner.gradient(batch)
     if not loss < float("inf"):
         return loss, right
