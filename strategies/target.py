@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fedknow.client.host import one_thread
 from fedknow.client.learners.target import Target as TargetLearner
+from fedknow.client.models.draws import own_draws
 from fedknow.protocols.config import ConfigError
 from fedknow.protocols.messages import EXTRA, Arrays, Message, client_of
 from fedknow.protocols.seeds import integer
@@ -153,8 +154,7 @@ class Target(PairedStrategy):
         # Nothing may change the model: it is judged, not trained.
         teacher = self._learner.model.eval().requires_grad_(False)
         # A seed of the task's own, and a fork: other draws of the server stay as they are.
-        with torch.random.fork_rng(devices=[]), one_thread():
-            torch.manual_seed(integer(self._seed, "target", task))
+        with own_draws(integer(self._seed, "target", task)), one_thread():
             images = self._synthesize(teacher, slices)
             with torch.no_grad():
                 logits = teacher(images)

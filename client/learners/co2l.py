@@ -54,6 +54,7 @@ from fedknow.client.learners.frames.rehearsal import (
     Replay,
 )
 from fedknow.client.learners.frames.scoring import predict
+from fedknow.client.models.draws import own_draws
 from fedknow.protocols.config import TrainConfig
 from fedknow.protocols.seeds import integer
 
@@ -183,8 +184,7 @@ class Co2L(Rehearsal):
         features = cast(nn.Linear, model.head).in_features
         # A fixed seed, as all clients and the server must begin with the same projection; the
         # fork leaves other draws alone.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with own_draws(0):
             layers = (
                 nn.Linear(features, features),
                 nn.ReLU(),

@@ -19,6 +19,7 @@ from fedknow.client.data.samples import Kind, SampleSpec, as_spec
 from fedknow.client.models.adjusted import adjust
 from fedknow.client.models.cnn import cnn, cnn6
 from fedknow.client.models.densenet import densenet121
+from fedknow.client.models.draws import own_draws
 from fedknow.client.models.efficientnet import efficientnet_lite0
 from fedknow.client.models.frozen import (
     partly_frozen,
@@ -145,9 +146,7 @@ def build_model(
         parameters that no learner could train.
     """
     spec = as_spec(sample)
-    # The caller's generator stays as it is, and no GPU is touched.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with own_draws(seed):
         if is_of_library(config.name):
             return _library_model(config, spec, classes)
         if config.name not in _MODELS:
@@ -301,7 +300,7 @@ def count_parameters(
         return sum(parameter.numel() for parameter in model.parameters())
     _check_kind(config.name, spec)
     # The dry run may draw numbers, which are nobody else's.
-    with torch.random.fork_rng(devices=[]):
+    with own_draws(0):
         return _count(config, spec, classes)
 
 
