@@ -1,17 +1,10 @@
 """Partly trained networks: the same bits inline, on Ray and with real clients."""
 
-import asyncio
-import threading
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
+from real_clients import run_real_clients
 
-from fedknow.client.data import make_benchmark
-from fedknow.client.edge.client import EdgeClient
 from fedknow.client.learners import resolve
-from fedknow.client.node import Node
 from fedknow.protocols.config import read_config
-from fedknow.server.serve import serve
 from fedknow.simulations.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -40,38 +33,6 @@ def cache(tmp_path, monkeypatch):
 
 def experiment(way, *changes):
     return resolve(read_config(BASE, [*WAYS[way], *changes]))
-
-
-def run_real_clients(config, folder):
-    at_work = threading.Lock()
-    clients = []
-
-    class OneAtATime:
-        """A node; the clients are threads here, which share torch's generator."""
-
-        def __init__(self, config):
-            with at_work:
-                self.node = Node(config, make_benchmark(config))
-
-        def handle(self, message, state):
-            with at_work:
-                return self.node.handle(message, state)
-
-    with ThreadPoolExecutor(CLIENTS) as threads:
-
-        def start(port):
-            for client in range(CLIENTS):
-                edge = EdgeClient(
-                    f"127.0.0.1:{port}",
-                    folder.with_name(f"state{client}"),
-                    client=client,
-                    node=OneAtATime,
-                )
-                clients.append(threads.submit(asyncio.run, edge.run()))
-
-        serve(config, folder, "127.0.0.1:0", ready=start)
-        for client in clients:
-            client.result(120)
 
 
 @pytest.mark.parametrize("way", WAYS)

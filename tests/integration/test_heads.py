@@ -1,22 +1,17 @@
 """Heads stay at home: all that real clients send is looked at, name by name and byte by byte."""
 
-import asyncio
 import logging
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from real_clients import plain_node, run_real_clients
 
-from fedknow.client.data import make_benchmark
 from fedknow.client.edge import worker
-from fedknow.client.edge.client import EdgeClient
-from fedknow.client.node import Node
 from fedknow.protocols.config import read_config
 from fedknow.protocols.messages import Arrays
-from fedknow.server import serve as serving
 from fedknow.server.run.folder import RunFolder
 
-WAIT = 60
+pytestmark = pytest.mark.usefixtures("no_report")
+
 BASE = {
     "data": {"clients": 2, "tasks": 1, "classes_max": 2, "test_samples": 0.5},
     "model": "mlp",
@@ -40,47 +35,25 @@ def sent(monkeypatch):
         return packed
 
     monkeypatch.setattr(worker, "pack", watched)
-    monkeypatch.setattr(serving, "write_report", lambda *_: None)
     return names, payloads
 
 
 def run(tmp_path, *changes):
     """Run real clients; give the heads that they had at the end, as bytes, and the traffic."""
     config = read_config(BASE, changes)
-    at_work = threading.Lock()
     heads = []
 
     class Watched:
-        """A node; the clients are threads here, which share torch's generator."""
-
-        def __init__(self, config):
-            with at_work:
-                self.node = Node(config, make_benchmark(config))
-                self.learner = self.node.learner
+        def __init__(self, config, client):
+            self.node = plain_node(config, client)
 
         def handle(self, message, state):
-            with at_work:
-                answer = self.node.handle(message, state)
-                kept = self.learner.local_parameters()
-                heads.append(kept["head.weight"].numpy().tobytes())
-                return answer
+            answer = self.node.handle(message, state)
+            kept = self.node.learner.local_parameters()
+            heads.append(kept["head.weight"].numpy().tobytes())
+            return answer
 
-    with ThreadPoolExecutor(2) as threads:
-        clients = []
-
-        def start(port):
-            for client in range(2):
-                edge = EdgeClient(
-                    f"127.0.0.1:{port}",
-                    tmp_path / f"state{client}",
-                    client=client,
-                    node=Watched,
-                )
-                clients.append(threads.submit(asyncio.run, edge.run()))
-
-        serving.serve(config, tmp_path / "run", "127.0.0.1:0", ready=start)
-        for client in clients:
-            client.result(WAIT)
+    run_real_clients(config, tmp_path / "run", Watched)
     traffic = RunFolder.open(tmp_path / "run").events()[-1]["traffic"]
     return set(heads), traffic
 

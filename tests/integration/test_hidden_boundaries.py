@@ -1,19 +1,12 @@
 """Streams whose boundaries nobody tells, through whole runs."""
 
-import asyncio
-import threading
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pytest
+from real_clients import run_real_clients
 
-from fedknow.client.data import make_benchmark
-from fedknow.client.edge.client import EdgeClient
 from fedknow.client.learners import resolve
-from fedknow.client.node import Node
 from fedknow.protocols.config import ConfigError, read_config
 from fedknow.server.run.folder import RunFolder
-from fedknow.server.serve import serve
 from fedknow.simulations.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -94,36 +87,7 @@ def test_workers_find_the_same(tmp_path, numbers):
 def test_real_clients_find_the_same(tmp_path, numbers):
     changes = ["learner=ewc", HIDDEN, "data.tasks=2", "train.rounds=2"]
     expected = run(tmp_path / "inline", *changes)
-    at_work = threading.Lock()
-
-    class OneAtATime:
-        """A node; the clients are threads here, which share torch's generator."""
-
-        def __init__(self, config):
-            with at_work:
-                self.node = Node(config, make_benchmark(config))
-
-        def handle(self, message, state):
-            with at_work:
-                return self.node.handle(message, state)
-
-    clients = []
-    with ThreadPoolExecutor(CLIENTS) as threads:
-
-        def start(port):
-            for client in range(CLIENTS):
-                edge = EdgeClient(
-                    f"127.0.0.1:{port}",
-                    tmp_path / f"state{client}",
-                    client=client,
-                    node=OneAtATime,
-                )
-                clients.append(threads.submit(asyncio.run, edge.run()))
-
-        config = experiment(*changes)
-        serve(config, tmp_path / "real", "127.0.0.1:0", ready=start)
-        for client in clients:
-            client.result(120)
+    run_real_clients(experiment(*changes), tmp_path / "real")
     assert numbers(tmp_path / "real") == numbers(expected.path)
 
 

@@ -1,19 +1,13 @@
 """The presets of sensors, speech and sentences, in short form."""
 
-import asyncio
 import os
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from real_clients import run_real_clients
 
-from fedknow.client.data import make_benchmark
-from fedknow.client.edge.client import EdgeClient
 from fedknow.client.learners import resolve
-from fedknow.client.node import Node
 from fedknow.server.run.folder import RunFolder
-from fedknow.server.serve import serve
 from fedknow.simulations.presets import load_preset
 from fedknow.simulations.simulate import simulate
 
@@ -46,39 +40,6 @@ def generated(tmp_path, monkeypatch, parts):
     folder.mkdir()
     public_files.write_all(folder)
     monkeypatch.setenv("FEDKNOW_DATA", str(folder))
-
-
-def run_real_clients(config, folder):
-    """Run with real clients over real sockets."""
-    at_work = threading.Lock()
-    clients = []
-
-    class OneAtATime:
-        """A node; the clients are threads here, which share torch's generator."""
-
-        def __init__(self, config):
-            with at_work:
-                self.node = Node(config, make_benchmark(config))
-
-        def handle(self, message, state):
-            with at_work:
-                return self.node.handle(message, state)
-
-    with ThreadPoolExecutor(config.data.clients) as threads:
-
-        def start(port):
-            for client in range(config.data.clients):
-                edge = EdgeClient(
-                    f"127.0.0.1:{port}",
-                    folder.with_name(f"state{client}"),
-                    client=client,
-                    node=OneAtATime,
-                )
-                clients.append(threads.submit(asyncio.run, edge.run()))
-
-        serve(config, folder, "127.0.0.1:0", ready=start)
-        for client in clients:
-            client.result(120)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -3,21 +3,14 @@
 The numbers are those of real clients over real sockets, bit for bit.
 """
 
-import asyncio
-import threading
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pytest
+from real_clients import run_real_clients
 
-from fedknow.client.data import make_benchmark
-from fedknow.client.edge.client import EdgeClient
 from fedknow.client.learners import learner_class, list_learners, resolve
-from fedknow.client.node import Node
 from fedknow.client.permissions import Permissions
 from fedknow.protocols.config import ConfigError, read_config
 from fedknow.server.run.folder import RunFolder
-from fedknow.server.serve import serve
 from fedknow.simulations.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -104,43 +97,11 @@ def test_it_runs_or_is_refused_before(tmp_path, name, data):
     ],
 )
 def test_real_clients_do_not_matter(tmp_path, numbers, name, data):
-    at_work = threading.Lock()
     permissions = Permissions(frozenset([f"kinds_data:{data}"]))
-
-    class OneAtATime:
-        """A node; the clients are threads here, which share torch's generator."""
-
-        def __init__(self, config):
-            with at_work:
-                self.node = Node(config, make_benchmark(config))
-
-        def handle(self, message, state):
-            with at_work:
-                return self.node.handle(message, state)
-
     expected = simulate(experiment(name, data), tmp_path / "inline").folder
-    with ThreadPoolExecutor(CLIENTS) as threads:
-        clients = []
-
-        def start(port):
-            for client in range(CLIENTS):
-                edge = EdgeClient(
-                    f"127.0.0.1:{port}",
-                    tmp_path / f"state{client}",
-                    client=client,
-                    node=OneAtATime,
-                    permissions=permissions,
-                )
-                clients.append(threads.submit(asyncio.run, edge.run()))
-
-        serve(
-            experiment(name, data),
-            tmp_path / "run",
-            "127.0.0.1:0",
-            ready=start,
-        )
-        for client in clients:
-            client.result(120)
+    run_real_clients(
+        experiment(name, data), tmp_path / "run", permissions=permissions
+    )
     assert numbers(tmp_path / "run") == numbers(expected)
 
 

@@ -7,22 +7,16 @@ real sockets, each of which has a learner object of its own, so that what leaks 
 to the next shows.
 """
 
-import asyncio
 import functools
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from real_clients import run_real_clients
 
-from fedknow.client.data import make_benchmark
-from fedknow.client.edge.client import EdgeClient
 from fedknow.client.learners import learner_class, list_learners, resolve
-from fedknow.client.node import Node
 from fedknow.client.state import StateStore
 from fedknow.protocols.config import read_config
 from fedknow.server.run.folder import RunFolder
-from fedknow.server.serve import serve
 from fedknow.simulations import simulate as simulations
 from fedknow.simulations.simulate import simulate
 
@@ -68,8 +62,6 @@ def slow_unless(are_short):
 
 EACH = slow_unless(lambda pair: pair in FIRST or pair[0] not in GENERATIVE)
 LONG = slow_unless(lambda pair: pair in FIRST and pair[0] != "lander")
-WAIT = 120
-"""Seconds that nothing here takes, on a busy machine."""
 
 
 def experiment(name, scenario, *changes):
@@ -155,38 +147,5 @@ def test_interrupts_and_states_read_back_do_not_matter(
 
 @pytest.mark.parametrize(("name", "scenario"), LONG)
 def test_real_clients_do_not_matter(expected, tmp_path, numbers, name, scenario):
-    at_work = threading.Lock()
-
-    class OneAtATime:
-        """A node; the clients are threads here, which share torch's generator."""
-
-        def __init__(self, config):
-            with at_work:
-                self.node = Node(config, make_benchmark(config))
-
-        def handle(self, message, state):
-            with at_work:
-                return self.node.handle(message, state)
-
-    with ThreadPoolExecutor(CLIENTS) as threads:
-        clients = []
-
-        def start(port):
-            for client in range(CLIENTS):
-                edge = EdgeClient(
-                    f"127.0.0.1:{port}",
-                    tmp_path / f"state{client}",
-                    client=client,
-                    node=OneAtATime,
-                )
-                clients.append(threads.submit(asyncio.run, edge.run()))
-
-        serve(
-            experiment(name, scenario),
-            tmp_path / "run",
-            "127.0.0.1:0",
-            ready=start,
-        )
-        for client in clients:
-            client.result(WAIT)
+    run_real_clients(experiment(name, scenario), tmp_path / "run")
     assert numbers(tmp_path / "run") == numbers(expected(name, scenario))

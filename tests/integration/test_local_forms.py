@@ -1,19 +1,14 @@
 """Real clients whose own data lie in the forms that simulations read."""
 
-import asyncio
-import threading
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pytest
+from real_clients import run_real_clients
 
 from fedknow.client.data.local import LocalStream
-from fedknow.client.edge.client import EdgeClient
 from fedknow.client.learners import resolve
 from fedknow.client.node import Node
 from fedknow.protocols.config import read_config
 from fedknow.server.run.folder import RunFolder
-from fedknow.server.serve import serve
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -70,37 +65,13 @@ def write_tasks(folder, client):
 
 def run(path, writers):
     config = resolve(read_config(BASE))
-    at_work = threading.Lock()
+    for client, write in enumerate(writers):
+        write(path / f"data{client}", client)
 
-    class OneAtATime:
-        """A node; the clients are threads here, which share torch's generator."""
+    def make_node(config, client):
+        return Node(config, LocalStream(path / f"data{client}", config.data))
 
-        def __init__(self, config, place):
-            with at_work:
-                self.node = Node(config, LocalStream(place, config.data))
-
-        def handle(self, message, state):
-            with at_work:
-                return self.node.handle(message, state)
-
-    clients = []
-    with ThreadPoolExecutor(2) as threads:
-
-        def start(port):
-            for client, write in enumerate(writers):
-                place = path / f"data{client}"
-                write(place, client)
-                edge = EdgeClient(
-                    f"127.0.0.1:{port}",
-                    path / f"state{client}",
-                    client=client,
-                    node=lambda config, place=place: OneAtATime(config, place),
-                )
-                clients.append(threads.submit(asyncio.run, edge.run()))
-
-        serve(config, path / "run", "127.0.0.1:0", ready=start)
-        for client in clients:
-            client.result(120)
+    run_real_clients(config, path / "run", make_node)
     return RunFolder.open(path / "run")
 
 

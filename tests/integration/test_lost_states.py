@@ -1,20 +1,16 @@
 """A client that failed, or lost its state, takes part again: the same way in a simulation and over
 gRPC."""
 
-import asyncio
 import json
-import queue
 import shutil
 import socket
-import threading
 
 import numpy as np
 import pytest
+from real_clients import Clients
 
-from fedknow.client.data import make_benchmark
-from fedknow.client.data.local import LOCAL, LocalStream
+from fedknow.client.data.local import LocalStream
 from fedknow.client.edge import client as edge
-from fedknow.client.edge.client import EdgeClient
 from fedknow.client.node import Node
 from fedknow.protocols.config import ConfigError, read_config
 from fedknow.server import serve as serving
@@ -26,7 +22,6 @@ from fedknow.simulations.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
-WAIT = 60
 BASE = {
     "data": {"clients": 2, "tasks": 2, "classes_max": 2, "test_samples": 0.5},
     "train": {"rounds": 3, "epochs": 2, "lr": 3e-3},
@@ -43,7 +38,6 @@ LOST = 1
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch):
     monkeypatch.setattr(edge, "LONGEST_DELAY", 0.1)
-    monkeypatch.setattr(serving, "write_report", lambda *_: None)
 
 
 def stop_in(server_round):
@@ -79,14 +73,12 @@ def forgotten(out):
 
 
 @pytest.fixture(scope="module")
-def fresh(tmp_path_factory, numbers):
+def fresh(tmp_path_factory, numbers, no_report):
     """A run in which a client began anew after a checkpoint, and its numbers."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(serving, "write_report", lambda *_: None)
-        out = tmp_path_factory.mktemp("fresh") / "run"
-        begin(out)
-        lose(out / "clients")
-        simulate(read_config(BASE, FRESH), out, resume=True)
+    out = tmp_path_factory.mktemp("fresh") / "run"
+    begin(out)
+    lose(out / "clients")
+    simulate(read_config(BASE, FRESH), out, resume=True)
     return out, numbers(out)
 
 
@@ -180,64 +172,6 @@ def test_what_cannot_be_forgotten_is_refused(
 # --- real clients
 # --------------------------------------------------------------------------------------
 
-LOCK = threading.Lock()
-
-
-class OneAtATime:
-    """A node among others in this process, whose learners share generators of random numbers."""
-
-    def __init__(self, config, data=None):
-        stream = (
-            LocalStream(data, config.data)
-            if config.data.name == LOCAL
-            else make_benchmark(config)
-        )
-        self.node = Node(config, stream)
-
-    def handle(self, message, state):
-        with LOCK:
-            return self.node.handle(message, state)
-
-
-class Clients:
-    """Edge clients in threads of this process, each with a folder."""
-
-    def __init__(self, port, folder, data=None):
-        self.ends, self.tasks = queue.SimpleQueue(), []
-        for number in range(2):
-            home = data and data / str(number)
-            client = EdgeClient(
-                f"127.0.0.1:{port}",
-                folder / str(number),
-                client=number,
-                node=lambda config, home=home: OneAtATime(config, home),
-            )
-            started = queue.SimpleQueue()
-            threading.Thread(
-                target=self._run, args=[client, started], daemon=True
-            ).start()
-            self.tasks.append(started.get(timeout=WAIT))
-
-    def _run(self, client, started):
-        async def main():
-            started.put((asyncio.get_running_loop(), asyncio.current_task()))
-            await client.run()
-
-        try:
-            asyncio.run(main())
-        except BaseException as error:  # what it came to
-            self.ends.put(error)
-        else:
-            self.ends.put(None)
-
-    def ended(self):
-        return [self.ends.get(timeout=WAIT) for _ in range(2)]
-
-    def stop(self):
-        for loop, task in self.tasks:
-            loop.call_soon_threadsafe(task.cancel)
-        self.ended()
-
 
 @pytest.fixture
 def port():
@@ -259,7 +193,7 @@ def test_a_real_client_that_lost_its_state_begins_anew(
     fresh, tmp_path, fedknow, numbers, port, way
 ):
     out = tmp_path / "run"
-    clients = Clients(port, tmp_path)
+    clients = Clients(port, tmp_path, 2)
     with pytest.raises(KeyboardInterrupt):
         serve(out, port, observers=[stop_in(5)])
     clients.stop()
@@ -269,12 +203,12 @@ def test_a_real_client_that_lost_its_state_begins_anew(
     ).is_file()
     shutil.rmtree(tmp_path / str(LOST))
     if way == "command":
-        clients = Clients(port, tmp_path)
+        clients = Clients(port, tmp_path, 2)
         with pytest.raises(RunError, match=r"fedknow forget .*run --client 1"):
             serve(out, port)
         clients.stop()
         assert fedknow("forget", out, "--client", LOST).exit_code == 0
-    clients = Clients(port, tmp_path)
+    clients = Clients(port, tmp_path, 2)
     serve(out, port, *(FRESH if way == "setting" else []))
     assert clients.ended() == [None, None]
     assert numbers(out) == fresh[1]
@@ -307,12 +241,16 @@ def test_a_client_that_failed_goes_on_when_the_cause_is_gone(
             "shape": [1, 8, 8],
         }
     }
-    whole = Clients(port, tmp_path / "whole", data)
+
+    def node_over(config, client):
+        return Node(config, LocalStream(data / str(client), config.data))
+
+    whole = Clients(port, tmp_path / "whole", 2, node_over)
     serve(tmp_path / "undisturbed", port, base=local)
     assert whole.ended() == [None, None]
     missing = data / str(LOST) / "task-001.npz"
     missing.rename(tmp_path / "away.npz")
-    clients = Clients(port, tmp_path, data)
+    clients = Clients(port, tmp_path, 2, node_over)
     for _ in range(2):
         with pytest.raises(
             RunError,

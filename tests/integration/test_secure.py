@@ -1,22 +1,14 @@
 """Secure aggregation over real connections gives the numbers of a simulation, bit for bit."""
 
-import asyncio
-import threading
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
+from real_clients import plain_node, run_real_clients
 
-from fedknow.client.data import make_benchmark
-from fedknow.client.edge.client import EdgeClient
 from fedknow.client.host import secured
-from fedknow.client.node import Node
 from fedknow.protocols.config import read_config
 from fedknow.server.run.accounting import epsilon_of
 from fedknow.server.run.folder import RunFolder
-from fedknow.server.serve import serve
 from fedknow.simulations.simulate import simulate
 
-WAIT = 120
 CONFIG = {
     "data": {
         "clients": 3,
@@ -41,35 +33,11 @@ NOISE = {"clip": 1.0, "noise": 0.5}
 def test_real_clients_and_simulated_ones_agree(tmp_path, numbers, privacy):
     """With noise, too, where its secrets come from the seed; a real client draws its own."""
     config = read_config(CONFIG | {"privacy": privacy})
-    at_work = threading.Lock()
 
-    class OneAtATime:
-        """A node; all clients are threads that share torch's generator."""
+    def make_node(config, client):
+        return secured(plain_node(config, client), config)
 
-        def __init__(self, config):
-            with at_work:
-                self.node = secured(Node(config, make_benchmark(config)), config)
-
-        def handle(self, message, state):
-            with at_work:
-                return self.node.handle(message, state)
-
-    with ThreadPoolExecutor(3) as threads:
-        running = []
-
-        def start(port):
-            for client in range(3):
-                edge = EdgeClient(
-                    f"127.0.0.1:{port}",
-                    tmp_path / f"state{client}",
-                    client=client,
-                    node=OneAtATime,
-                )
-                running.append(threads.submit(asyncio.run, edge.run()))
-
-        serve(config, tmp_path / "real", "127.0.0.1:0", ready=start)
-        for client in running:
-            client.result(WAIT)
+    run_real_clients(config, tmp_path / "real", make_node)
     simulate(config, tmp_path / "virtual", report=False)
     assert numbers(tmp_path / "real") == numbers(tmp_path / "virtual")
     events = RunFolder.open(tmp_path / "real").events()

@@ -1,23 +1,18 @@
 """Each kind of stream, through whole runs: every learner, and every way to reach clients."""
 
-import asyncio
 import functools
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from real_clients import run_real_clients
 
 from fedknow.client.data import Column, Dataset, load_dataset, make_benchmark
-from fedknow.client.edge.client import EdgeClient
 from fedknow.client.learners import learner_class, list_learners, resolve
-from fedknow.client.node import Node
 from fedknow.client.permissions import Permissions
 from fedknow.protocols.config import ConfigError, DataConfig, read_config
 from fedknow.server.assemble import Clients, assemble
 from fedknow.server.run.folder import RunFolder
-from fedknow.server.serve import serve
 from fedknow.simulations.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -52,8 +47,6 @@ DOMAIN_LEARNERS = [
     for name in list_learners()
     if "domain-incremental" in learner_class(name).scenarios
 ]
-WAIT = 120
-"""Seconds that nothing here takes, on a busy machine."""
 
 
 def drawers(config):
@@ -83,38 +76,6 @@ def _config(name):
     return experiment("learner=ewc", *STREAMS[name])
 
 
-def run_with_real_clients(config, folder):
-    """Run clients as threads of this process, over real sockets."""
-    at_work = threading.Lock()
-
-    class OneAtATime:
-        def __init__(self, config):
-            with at_work:
-                self.node = Node(config, make_benchmark(config))
-
-        def handle(self, message, state):
-            with at_work:
-                return self.node.handle(message, state)
-
-    with ThreadPoolExecutor(CLIENTS) as threads:
-        running = []
-
-        def start(port):
-            for client in range(CLIENTS):
-                edge = EdgeClient(
-                    f"127.0.0.1:{port}",
-                    folder.with_name(f"{folder.name}-{client}"),
-                    client=client,
-                    node=OneAtATime,
-                    permissions=Permissions(frozenset({config.data.name})),
-                )
-                running.append(threads.submit(asyncio.run, edge.run()))
-
-        serve(config, folder, "127.0.0.1:0", ready=start)
-        for client in running:
-            client.result(WAIT)
-
-
 @pytest.mark.parametrize("name", ["rotation", "people"])
 def test_real_clients_come_to_the_same_numbers(
     tmp_path, numbers, monkeypatch, name
@@ -122,7 +83,8 @@ def test_real_clients_come_to_the_same_numbers(
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     config = _config(name)
     simulate(config, tmp_path / "inline")
-    run_with_real_clients(config, tmp_path / "grpc")
+    permissions = Permissions(frozenset({config.data.name}))
+    run_real_clients(config, tmp_path / "grpc", permissions=permissions)
     assert numbers(tmp_path / "inline") == numbers(tmp_path / "grpc")
 
 
