@@ -54,8 +54,10 @@ class Afcl(ClosedForm):
 
     Keeps: which tasks it has summed, and sums not sent yet. Sends: the head, and once a task
     X'Y, float64 [d, classes], and X'X as its upper half, float64 [d (d + 1) / 2], or as a factor
-    [n, d] where n samples take less. Needs: a forward pass over the task's samples, 2 n d (d +
-    c) operations and room for [d, d]. Valid: every stream, where the model's body is frozen.
+    [n, d] where n samples take less. Under masks (``privacy.secure``) it is always the upper half,
+    and the server learns sums over clients alone. Needs: a forward pass over the task's samples,
+    2 n d (d + c) operations and room for [d, d]. Valid: every stream, where the model's body is
+    frozen.
     """
 
     strategy = "afcl"

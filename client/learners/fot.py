@@ -20,8 +20,8 @@ triangle is enough, takes d (d + 1) / 2 numbers, half of the traffic of m = d an
 that of m = 5 d. In turn it tells without noise what a sketch tells with it: X but for a
 rotation Q that mixes the samples, X Q. Both give away the span of a client's inputs (where n <
 d; of a client with one, that input itself). Both are sums, so that secure aggregation could
-hide clients among each other, as the paper has it; there is none here, and the server sees what
-each client sends.
+hide clients among each other, as the paper has it; here this method is without it, and the server
+sees what each client sends.
 
 For layers so large that the triangle is more than a sketch of :attr:`FotSettings.columns`
 columns, the sketch is sent, and with it |X|^2.

@@ -59,7 +59,8 @@ class Stsa(Afcl):
 
     Keeps: which tasks it has summed, and sums not sent yet. Sends: the head, and once a task what
     :class:`~fedknow.client.learners.afcl.Afcl` sends; where ``light``, sums of each class in
-    groups, float64 [rows, d], with their classes and counts. Needs: a forward pass over the
+    groups, float64 [rows, d], with their classes and counts. Masks (``privacy.secure``) take the
+    former alone. Needs: a forward pass over the
     task's samples; without ``light`` what Afcl needs. Valid: every stream, where the model's body
     is frozen.
     """

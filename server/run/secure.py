@@ -16,6 +16,7 @@ from fedknow.protocols.messages import (
     METRICS,
     Arrays,
     Config,
+    Content,
     Message,
     Metrics,
 )
@@ -224,7 +225,7 @@ class SecureRounds:
         update, sums = np.split(total, [size_of(sent)])
         mean = decode(update, sent, weight)
         self._check_size(mean, sent)
-        content = {ARRAYS: mean, METRICS: mean_metrics(answers)}
+        content: Content = {ARRAYS: mean, METRICS: mean_metrics(answers)}
         if layout:
             content[EXTRA] = self._sum(sums, layout, len(answers))
         earliest = answers[0]

@@ -209,3 +209,32 @@ def test_a_fleet_without_a_sum_is_among_them(tmp_path):
         fleet_of(tmp_path / str(seed), seed)
         counts.append(unopened(tmp_path / str(seed)))
     assert 0 < sum(counts) < 4 * 6
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of a seed in which a first round had no sum, among others."""
+    result = fleet_of(tmp_path_factory.mktemp("whole") / "run", 2)
+    assert unopened(result.folder)
+    return result
+
+
+@pytest.mark.parametrize("stop", range(2, 7))
+def test_a_resumed_fleet_gives_the_same_to_the_bit(tmp_path, whole, stop):
+    config = configured(*FLEET, "seed=2")
+    rounds = []
+
+    def interrupt(event):
+        rounds.append(event.event == "round")
+        if sum(rounds) == stop:
+            raise KeyboardInterrupt
+
+    folder = tmp_path / "halved"
+    with pytest.raises(KeyboardInterrupt):
+        simulate(config, folder, observers=[interrupt], report=False)
+    resumed = simulate(config, folder, resume=True, report=False)
+    for name, array in whole.arrays.items():
+        assert (resumed.arrays[name] == array).all()
+    for scoring, accuracy in whole.accuracy.items():
+        np.testing.assert_array_equal(resumed.accuracy[scoring], accuracy)
+    assert unopened(folder) == unopened(whole.folder)
