@@ -9,6 +9,8 @@ from fedknow.server.run.accounting import epsilon_of
 from fedknow.server.run.folder import RunFolder
 from fedknow.simulations.simulate import simulate
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 CONFIG = {
     "data": {
         "clients": 3,
