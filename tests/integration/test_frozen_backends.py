@@ -11,9 +11,15 @@ pytestmark = pytest.mark.usefixtures("no_report")
 
 CLIENTS = 2
 BASE = {
-    "data": {"clients": CLIENTS, "tasks": 2, "partition": "iid"},
+    "data": {
+        "clients": CLIENTS,
+        "tasks": 2,
+        "partition": "iid",
+        "samples": 0.2,
+        "test_samples": 0.2,
+    },
     "model": {"name": "cnn6"},
-    "train": {"rounds": 1, "epochs": 1, "batch_size": 64, "lr": 1e-2},
+    "train": {"rounds": 1, "epochs": 1, "batch_size": 16, "lr": 1e-2},
     "learner": {"name": "er"},
     "engine": {"backend": "inline"},
     # Real clients keep their heads at home unless this is asked for.
