@@ -103,6 +103,10 @@ def run(
     It makes so many steps in the place of one synchronous round.
     """
     rounds = args.rounds * steps
+    engine: dict[str, Any] = {"backend": "inline"}
+    # The numbers are the same, and one worker is not worth the start of Ray.
+    if args.workers > 1:
+        engine = {"backend": "ray", "workers": args.workers}
     config = read_config(
         {
             "seed": args.seed,
@@ -123,7 +127,7 @@ def run(
             "learner": "fedavg",
             "strategy": strategy,
             "evaluation": {"every": max(1, rounds // 15)},
-            "engine": {"backend": "ray", "workers": args.workers},
+            "engine": engine,
             "fleet": {
                 "devices": DEVICES * (args.clients // len(DEVICES)),
                 "down": 250e3,
