@@ -50,6 +50,12 @@ MATRIX = [
 FIRST = [(name, learner_class(name).scenarios[0]) for name in list_learners()]
 # Those train generators, for minutes.
 GENERATIVE = ("target", "lander")
+# How good their images are is no question here.
+LITTLE_EFFORT = (
+    "learner.samples=64",
+    "learner.generator_steps=8",
+    "learner.student_steps=4",
+)
 
 
 def slow_unless(are_short):
@@ -66,6 +72,8 @@ LONG = slow_unless(lambda pair: pair in FIRST and pair[0] != "lander")
 
 def experiment(name, scenario, *changes):
     keys = [f"learner={name}", f"data.scenario={scenario}", *changes]
+    if name in GENERATIVE:
+        keys += LITTLE_EFFORT
     trained = learner_class(name).model_train
     keys.append(f"model.train={trained}")
     # Adapters begin as nothing, and B alone is trained in the first round.
