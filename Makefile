@@ -24,7 +24,7 @@ test: lint
 lint: $(VENV)/installed-dev build/links
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python tools/style.py --known tools/known.txt
+	$(BIN)/python tools/style.py
 	cd build/links && $(BIN)/mypy --config-file ../../pyproject.toml -p fedknow
 	cd build/links && PYTHONPATH=. $(BIN)/lint-imports --config ../../pyproject.toml
 

@@ -86,60 +86,27 @@ def flowers(
     clients: int, parameters: int, rounds: int, folder: Path
 ) -> list[float]:
     """Seconds of each round with Flower's deployment."""
-    app, home, out = folder / "app", folder / "flwr", folder / "times.json"
-    (app / "echo").mkdir(parents=True)
-    home.mkdir()
-    (app / "pyproject.toml").write_text(PROJECT)
-    (app / "echo" / "__init__.py").write_text("")
-    (app / "echo" / "apps.py").write_text(APPS)
+    out = folder / "times.json"
+    app = write_app(folder)
     link, *node_ports = _ports(1 + clients)
     address = f"127.0.0.1:{link}"
-    (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{address}"\ninsecure = true\n'
-    )
-    os.environ["FLWR_HOME"] = str(home)
+    write_home(folder, address)
     settings = (
         f'clients={clients} parameters={parameters} rounds={rounds} out="{out}"'
     )
     with ExitStack() as stack:
-        line = [
-            str(BIN / "flower-superlink"),
-            "--insecure",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(link),
-        ]
-        stack.enter_context(process_of(line, folder / "superlink.log"))
+        stack.enter_context(process_of(superlink(link), folder / "superlink.log"))
         _answers(link, folder)
         for client, port in enumerate(node_ports):
-            line = [
-                str(BIN / "flower-supernode"),
-                "--insecure",
-                "--superlink",
-                address,
-                "--port",
-                str(port),
-            ]
-            line += [
+            command = [
+                *supernode(address, port),
                 "--node-config",
                 f"partition-id={client} num-partitions={clients}",
             ]
-            stack.enter_context(
-                process_of(line, folder / f"supernode-{client}.log")
-            )
-        command = [
-            str(BIN / "flwr"),
-            "run",
-            str(app),
-            "here",
-            "--stream",
-            "--run-config",
-            settings,
-        ]
-        completed = subprocess.run(
-            command, capture_output=True, text=True, timeout=3600
-        )
+            log = folder / f"supernode-{client}.log"
+            stack.enter_context(process_of(command, log))
+        completed = run_app(app, settings)
+        # In the block: once it is left, the processes are ended and their logs cut short.
         if not out.exists():
             raise SystemExit(
                 completed.stdout[-3000:]
@@ -148,6 +115,49 @@ def flowers(
             )
     times: list[float] = json.loads(out.read_text())
     return [end - start for start, end in pairwise(times)]
+
+
+def write_app(folder: Path) -> Path:
+    """Write the Flower app, and return its folder."""
+    app = folder / "app"
+    (app / "echo").mkdir(parents=True)
+    (app / "pyproject.toml").write_text(PROJECT)
+    (app / "echo" / "__init__.py").write_text("")
+    (app / "echo" / "apps.py").write_text(APPS)
+    return app
+
+
+def write_home(folder: Path, address: str) -> None:
+    """Give ``flwr`` a home of its own, which names the SuperLink."""
+    home = folder / "flwr"
+    home.mkdir()
+    (home / "config.toml").write_text(
+        f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{address}"\ninsecure = true\n'
+    )
+    os.environ["FLWR_HOME"] = str(home)
+
+
+def superlink(port: int) -> list[str]:
+    """Return the command of Flower's server."""
+    command = [str(BIN / "flower-superlink"), "--insecure"]
+    return [*command, "--host", "127.0.0.1", "--port", str(port)]
+
+
+def supernode(address: str, port: int) -> list[str]:
+    """Return the command of a client of Flower, but for what it is told."""
+    command = [str(BIN / "flower-supernode"), "--insecure"]
+    return [*command, "--superlink", address, "--port", str(port)]
+
+
+def run_app(app: Path, settings: str) -> subprocess.CompletedProcess[str]:
+    """Run the Flower app to its end."""
+    command = [str(BIN / "flwr"), "run", str(app), "here", "--stream"]
+    return subprocess.run(
+        [*command, "--run-config", settings],
+        capture_output=True,
+        text=True,
+        timeout=3600,
+    )
 
 
 @contextmanager

@@ -92,6 +92,25 @@ class Naive(FedKnow):
         return report
 
 
+def settings_of_ways(
+    exact: FedKnowSettings, model: nn.Module
+) -> dict[str, FedKnowSettings]:
+    """Return the settings of each way of FedKNOW, in the order of timing."""
+    changes: dict[str, dict[str, object]] = {
+        "exact": {},
+        "full": {"path": "full"},
+        "surrogate": {"integrator": "surrogate"},
+        "online": {"integrator": "online"},
+    }
+    # BatchNorm on a part of the batch would see other statistics.
+    if not any(isinstance(part, nn.BatchNorm2d) for part in model.modules()):
+        changes["quarter"] = {"restore_from": 0.25}
+    changes["surrogate/2"] = {"integrator": "surrogate", "every": 2}
+    return {
+        name: exact.model_copy(update=change) for name, change in changes.items()
+    }
+
+
 class Stopwatch:
     """Times the ways of making a step on the same weights and batches."""
 
@@ -108,42 +127,19 @@ class Stopwatch:
         plain_config = config.model_copy(
             update={"learner": type(config.learner)(name="fedavg")}
         )
-        self.ways: dict[str, Learner] = {
-            "fedavg": build_learner(
-                plain_config, stream.shape, stream.classes, self.device
-            )
-        }
-        kinds = {
-            "exact": fedknow_settings,
-            "full": fedknow_settings.model_copy(update={"path": "full"}),
-        }
-        kinds |= {
-            "surrogate": fedknow_settings.model_copy(
-                update={"integrator": "surrogate"}
-            )
-        }
-        kinds |= {
-            "online": fedknow_settings.model_copy(update={"integrator": "online"})
-        }
-        if not any(
-            isinstance(module, nn.BatchNorm2d)
-            for module in self.ways["fedavg"].model.modules()
-        ):
-            kinds |= {
-                "quarter": fedknow_settings.model_copy(
-                    update={"restore_from": 0.25}
-                )
-            }
-        kinds |= {
-            "surrogate/2": kinds["surrogate"].model_copy(update={"every": 2})
-        }
-        for name, settings in kinds.items():
+        fedavg = build_learner(
+            plain_config, stream.shape, stream.classes, self.device
+        )
+        self.ways: dict[str, Learner] = {"fedavg": fedavg}
+        for name, settings in settings_of_ways(
+            fedknow_settings, fedavg.model
+        ).items():
             self.ways[name] = FedKnow(
-                copy.deepcopy(self.ways["fedavg"].model), config.train, settings
+                copy.deepcopy(fedavg.model), config.train, settings
             )
         if naive:
             self.ways["naive"] = Naive(
-                copy.deepcopy(self.ways["fedavg"].model),
+                copy.deepcopy(fedavg.model),
                 config.train,
                 fedknow_settings,
             )

@@ -144,50 +144,9 @@ def train_in_avalanche(
 ) -> nn.Module:
     """Train with Avalanche's plugin."""
     model = copy.deepcopy(model)
-    scale = 1.0
-    plugins: list[Any]
-    if name == "gem":
-        # Its quadratic program has 1e-3 added to the diagonal: so the loss is made large, and
-        # the rate small.
-        scale = 1e3
-        plugins = [GEMPlugin(SAMPLES, 0.0)]
-    elif (
-        name == "agem"
-    ):  # as many of each past task: the whole memory, whose parts are alike
-        agem = AGEMPlugin(SAMPLES, SAMPLES)
-        plugins = [
-            Hook(at_start_do=lambda strategy: _all_of(agem, strategy)),
-            agem,
-        ]
-    elif name == "er":  # the whole memory joins each batch
-        replay = ReplayPlugin(mem_size=SAMPLES * TASKS, batch_size=SAMPLES)
-        plugins = [
-            Hook(
-                at_start_do=lambda s: setattr(
-                    replay, "batch_size_mem", SAMPLES * s.clock.train_exp_counter
-                )
-            ),
-            replay,
-        ]
-    elif name == "lwf":
-        plugins = [LwFPlugin(STRENGTH[name], 2.0)]
-    elif name == "mas":
-        mas = MASPlugin(STRENGTH[name], alpha=0.5)
-        # It keeps the mean of the old importance and the new one, which after the second task
-        # is half the sum.
-        double = Hook(
-            at_start_do=lambda s: setattr(
-                mas,
-                "_lambda",
-                STRENGTH[name] * (2 if s.clock.train_exp_counter == 2 else 1),
-            )
-        )
-        plugins = [double, *_per_sample(mas)]
-    else:
-        # Its penalty has no half, and its importance squares the gradient of a batch: here, of
-        # one sample.
-        options = {} if name == "ewc" else {"mode": "online", "decay_factor": 0.5}
-        plugins = _per_sample(EWCPlugin(STRENGTH[name] / 2, **options))
+    # GEM's quadratic program has 1e-3 added to the diagonal: so the loss is made large, and the
+    # rate small.
+    scale = 1e3 if name == "gem" else 1.0
 
     def loss(z: Tensor, y: Tensor) -> Tensor:
         return scale * nn.functional.cross_entropy(z, y)
@@ -198,7 +157,7 @@ def train_in_avalanche(
         criterion=loss,
         train_mb_size=SAMPLES,
         train_epochs=EPOCHS,
-        plugins=plugins,
+        plugins=PLUGINS[name](name),
         evaluator=EvaluationPlugin(loggers=[]),
     )
     stream = tensors_benchmark(
@@ -207,6 +166,61 @@ def train_in_avalanche(
     for experience in stream:
         strategy.train(experience, num_workers=0)
     return model
+
+
+def _gem(name: str) -> list[Any]:
+    return [GEMPlugin(SAMPLES, 0.0)]
+
+
+def _agem(name: str) -> list[Any]:
+    """As many samples of each past task: the whole memory, its parts alike."""
+    agem = AGEMPlugin(SAMPLES, SAMPLES)
+    return [Hook(at_start_do=lambda strategy: _all_of(agem, strategy)), agem]
+
+
+def _er(name: str) -> list[Any]:
+    """Let the whole memory join each batch."""
+    replay = ReplayPlugin(mem_size=SAMPLES * TASKS, batch_size=SAMPLES)
+
+    def grow(strategy: Any) -> None:
+        replay.batch_size_mem = SAMPLES * strategy.clock.train_exp_counter
+
+    return [Hook(at_start_do=grow), replay]
+
+
+def _lwf(name: str) -> list[Any]:
+    return [LwFPlugin(STRENGTH[name], 2.0)]
+
+
+def _mas(name: str) -> list[Any]:
+    mas = MASPlugin(STRENGTH[name], alpha=0.5)
+
+    def double(strategy: Any) -> None:
+        # It keeps the mean of the old importance and the new one, which after the second task
+        # is half the sum.
+        is_third_task = strategy.clock.train_exp_counter == 2
+        mas._lambda = STRENGTH[name] * (2 if is_third_task else 1)
+
+    return [Hook(at_start_do=double), *_per_sample(mas)]
+
+
+def _ewc(name: str) -> list[Any]:
+    # Its penalty has no half, and its importance squares the gradient of a batch: here, of one
+    # sample.
+    options = {} if name == "ewc" else {"mode": "online", "decay_factor": 0.5}
+    return _per_sample(EWCPlugin(STRENGTH[name] / 2, **options))
+
+
+PLUGINS: dict[str, Callable[[str], list[Any]]] = {
+    "gem": _gem,
+    "agem": _agem,
+    "er": _er,
+    "lwf": _lwf,
+    "mas": _mas,
+    "ewc": _ewc,
+    "online-ewc": _ewc,
+}
+"""Avalanche's plugins for each learner, by our names."""
 
 
 def _per_sample(plugin: Any) -> list[Any]:
@@ -242,6 +256,61 @@ def distance(a: nn.Module, b: nn.Module) -> float:
     )
 
 
+def our_settings() -> dict[str, dict[str, Any]]:
+    """Return the settings of each learner of ours."""
+    everything = {"exchange": "none", "memory": 1.0}
+    settings: dict[str, dict[str, Any]] = {
+        "gem": everything | {"margin": 0.0},
+        "agem": everything | {"memory_batch": SAMPLES * TASKS},
+        "er": everything | {"memory_batch": SAMPLES * TASKS},
+        "ewc": {"labels": "data"},
+        "online-ewc": {"labels": "data", "gamma": 0.5},
+        "mas": {},
+        "lwf": {"temperature": 2.0},
+    }
+    for name, strength in STRENGTH.items():
+        alone = {"exchange": "none", "strength": strength}
+        settings[name] = alone | settings[name]
+    return settings
+
+
+def compare_weights() -> dict[str, dict[str, Any]]:
+    """Train each learner both ways; print and return how far apart they end."""
+    data = tasks()
+    start = build_model(ModelConfig(name="mlp", hidden=32), (1, 8, 8), 10, 0)
+    finetuned = train_here("finetune", start, data)
+    rows = {}
+    for name, options in our_settings().items():
+        learner = train_here(name, start, data, **options)
+        plugin = train_in_avalanche(name, start, data)
+        moved = distance(learner, finetuned)
+        relative = distance(learner, plugin) / moved
+        rows[name] = {
+            "relative": relative,
+            "method_moves": moved,
+            "settings": options,
+        }
+        print(
+            f"{name:11s} {relative:9.1e} of {moved:6.3f}  "
+            f"{verdict(relative < TOLERANCE)}",
+            flush=True,
+        )
+    return rows
+
+
+def compare_metrics() -> dict[str, float]:
+    """Take each metric both ways; print and return how far apart they are."""
+    distances = metric_distances()
+    for name, gap in distances.items():
+        print(f"{name:18s} {gap:9.1e}  {verdict(gap < METRICS_TOLERANCE)}")
+    return distances
+
+
+def verdict(is_same: bool) -> str:
+    """Return the word for a comparison."""
+    return "same" if is_same else "DIFFERENT"
+
+
 def main() -> None:
     """Compare, print and write."""
     parser = argparse.ArgumentParser(
@@ -254,56 +323,8 @@ def main() -> None:
     )
     out = parser.parse_args().out
     torch.set_num_threads(1)
-    data = tasks()
-    start = build_model(ModelConfig(name="mlp", hidden=32), (1, 8, 8), 10, 0)
-    finetuned = train_here("finetune", start, data)
-    everything = {"exchange": "none", "memory": 1.0}
-    settings: dict[str, dict[str, Any]] = {
-        "gem": everything | {"margin": 0.0},
-        "agem": everything | {"memory_batch": SAMPLES * TASKS},
-        "er": everything | {"memory_batch": SAMPLES * TASKS},
-        "ewc": {
-            "exchange": "none",
-            "strength": STRENGTH["ewc"],
-            "labels": "data",
-        },
-        "online-ewc": {
-            "exchange": "none",
-            "strength": STRENGTH["online-ewc"],
-            "labels": "data",
-            "gamma": 0.5,
-        },
-        "mas": {"exchange": "none", "strength": STRENGTH["mas"]},
-        "lwf": {
-            "exchange": "none",
-            "strength": STRENGTH["lwf"],
-            "temperature": 2.0,
-        },
-    }
-    rows = {}
-    for name, options in settings.items():
-        model_here, model_there = (
-            train_here(name, start, data, **options),
-            train_in_avalanche(name, start, data),
-        )
-        moved = distance(model_here, finetuned)
-        rows[name] = {
-            "relative": distance(model_here, model_there) / moved,
-            "method_moves": moved,
-            "settings": options,
-        }
-        same = rows[name]["relative"] < TOLERANCE
-        print(
-            f"{name:11s} {rows[name]['relative']:9.1e} of {moved:6.3f}  "
-            f"{'same' if same else 'DIFFERENT'}",
-            flush=True,
-        )
-    distances = metric_distances()
-    for name, distance_away in distances.items():
-        print(
-            f"{name:18s} {distance_away:9.1e}  "
-            f"{'same' if distance_away < METRICS_TOLERANCE else 'DIFFERENT'}"
-        )
+    rows = compare_weights()
+    distances = compare_metrics()
     versions = {
         package: version(package)
         for package in ("avalanche-lib", "torchvision", "qpsolvers")
@@ -312,11 +333,10 @@ def main() -> None:
     write(
         out, rows | {"metrics": distances}, compared_with=versions, **tolerances
     )
+    # After writing, so that the file shows which learner differs.
     if any(row["relative"] >= TOLERANCE for row in rows.values()):
         raise SystemExit("not the same weights")
-    if not all(
-        distance_away < METRICS_TOLERANCE for distance_away in distances.values()
-    ):
+    if not all(gap < METRICS_TOLERANCE for gap in distances.values()):
         raise SystemExit("not the same metrics")
 
 

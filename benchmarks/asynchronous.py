@@ -21,12 +21,15 @@ import argparse
 import statistics
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from _common import RESULTS, write
 
 from fedknow.protocols.config import read_config
 from fedknow.simulations.simulate import simulate
+
+if TYPE_CHECKING:
+    from fedknow.protocols.config import ExperimentConfig
 
 DATA = {
     "cifar100": {
@@ -51,6 +54,17 @@ DEVICES = [
     "jetson-nano",
     "jetson-xavier-nx",
 ]
+TRAIN = {"epochs": 2, "batch_size": 10, "optimizer": "sgd", "lr": 0.03}
+FLEET = {
+    "down": 250e3,
+    "up": 250e3,
+    "latency": 0.05,
+    "link_sigma": 0.7,
+    "availability": "markov",
+    "online": 600.0,
+    "offline": 600.0,
+}
+"""Bytes and seconds of the links and absences of all contenders."""
 
 
 def main() -> None:
@@ -95,6 +109,37 @@ def main() -> None:
     )
 
 
+def configuration(
+    args: argparse.Namespace,
+    strategy: dict[str, Any],
+    rounds: int,
+    **fleet: Any,
+) -> ExperimentConfig:
+    """Return the experiment of one contender."""
+    data = {"name": args.data, "tasks": 2, "clients": args.clients}
+    engine: dict[str, Any] = {"backend": "inline"}
+    # The numbers are the same, and one worker is not worth the start of Ray.
+    if args.workers > 1:
+        engine = {"backend": "ray", "workers": args.workers}
+    return read_config(
+        {
+            "seed": args.seed,
+            "data": data | DATA[args.data],
+            "model": "cnn",
+            "train": {"rounds": rounds, **TRAIN},
+            "learner": "fedavg",
+            "strategy": strategy,
+            "evaluation": {"every": max(1, rounds // 15)},
+            "engine": engine,
+            "fleet": {
+                "devices": DEVICES * (args.clients // len(DEVICES)),
+                **FLEET,
+                **fleet,
+            },
+        }
+    )
+
+
 def run(
     args: argparse.Namespace, strategy: dict[str, Any], steps: int, **fleet: Any
 ) -> dict[str, Any]:
@@ -102,45 +147,7 @@ def run(
 
     It makes so many steps in the place of one synchronous round.
     """
-    rounds = args.rounds * steps
-    engine: dict[str, Any] = {"backend": "inline"}
-    # The numbers are the same, and one worker is not worth the start of Ray.
-    if args.workers > 1:
-        engine = {"backend": "ray", "workers": args.workers}
-    config = read_config(
-        {
-            "seed": args.seed,
-            "data": {
-                "name": args.data,
-                "tasks": 2,
-                "clients": args.clients,
-                **DATA[args.data],
-            },
-            "model": "cnn",
-            "train": {
-                "rounds": rounds,
-                "epochs": 2,
-                "batch_size": 10,
-                "optimizer": "sgd",
-                "lr": 0.03,
-            },
-            "learner": "fedavg",
-            "strategy": strategy,
-            "evaluation": {"every": max(1, rounds // 15)},
-            "engine": engine,
-            "fleet": {
-                "devices": DEVICES * (args.clients // len(DEVICES)),
-                "down": 250e3,
-                "up": 250e3,
-                "latency": 0.05,
-                "link_sigma": 0.7,
-                "availability": "markov",
-                "online": 600.0,
-                "offline": 600.0,
-                **fleet,
-            },
-        }
-    )
+    config = configuration(args, strategy, args.rounds * steps, **fleet)
     events: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         simulate(

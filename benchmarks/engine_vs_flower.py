@@ -33,9 +33,16 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from _common import watching
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    import numpy as np
+
+    Drive = Callable[[Any], None]
 
 os.environ |= {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -95,22 +102,26 @@ def main() -> None:
     print(f"{head} {'MB':>6}")
     for workload in args.workloads:
         for clients in args.clients:
-            engine_runs = compare(workload, clients, args)
-            cases += engine_runs
-            for case in engine_runs:
-                each = " ".join(f"{value:.4f}" for value in case["medians"])
-                ratio = (
-                    f"{case['times_faster_than_flower']:6.1f}x"
-                    if "times_faster_than_flower" in case
-                    else ""
-                )
-                print(
-                    f"{workload:14} {clients:7} {case['engine']:8} {case['median']:9.4f} {each:24} "
-                    f"{case['first']:7.2f} {ratio:>7} {case['peak_mb']:6.0f}",
-                    flush=True,
-                )
+            results = compare(workload, clients, args)
+            cases += results
+            print_cases(results)
     merge(args, cases)
     print(f"written to {args.out}")
+
+
+def print_cases(cases: list[dict[str, Any]]) -> None:
+    """Print a row of the table for each engine."""
+    for case in cases:
+        each = " ".join(f"{value:.4f}" for value in case["medians"])
+        ratio = ""
+        if "times_faster_than_flower" in case:
+            ratio = f"{case['times_faster_than_flower']:6.1f}x"
+        print(
+            f"{case['workload']:14} {case['clients']:7} {case['engine']:8} "
+            f"{case['median']:9.4f} {each:24} "
+            f"{case['first']:7.2f} {ratio:>7} {case['peak_mb']:6.0f}",
+            flush=True,
+        )
 
 
 def merge(args: argparse.Namespace, cases: list[dict[str, Any]]) -> None:
@@ -152,26 +163,16 @@ def compare(
     for _ in range(args.repeats):
         for engine in args.engines:
             runs[engine].append(once(case | {"engine": engine}))
-    peaks = {}
-    for engine in args.engines:
-        with watching(0.2) as peaks[engine]:
-            once(case | {"engine": engine, "rounds": 1})
-    checks = [run["check"] for run in chain.from_iterable(runs.values())]
-    if max(checks) - min(checks) > 1e-3 * max(map(abs, checks)):
-        raise SystemExit(
-            f"{workload}, {clients} clients: the engines do not agree: {checks}"
-        )
+    peaks = peaks_of_memory(args.engines, case)
+    check_agreement(f"{workload}, {clients} clients", runs)
     results = []
     for engine, engine_runs in runs.items():
-        warm = list(chain.from_iterable(run["warm"] for run in engine_runs))
         result: dict[str, Any] = {
             "workload": workload,
             "clients": clients,
             "engine": engine,
-            "median": statistics.median(warm),
-            "medians": [statistics.median(run["warm"]) for run in engine_runs],
-            "first": statistics.median(run["first"] for run in engine_runs),
-            "peak_mb": max(peaks[engine]),
+            **medians_of(engine_runs),
+            "peak_mb": peaks[engine],
             "check": engine_runs[0]["check"],
             "runs": [
                 {"first": run["first"], "warm": run["warm"]}
@@ -179,18 +180,50 @@ def compare(
             ],
         }
         results.append(result)
-    flower = next(
-        (result["medians"] for result in results if result["engine"] == "flower"),
-        None,
-    )
-    for result in results:
-        if flower is not None and result["engine"] != "flower":
-            turns = zip(flower, result["medians"], strict=True)
-            result["times_faster_than_flower"] = statistics.median(
-                flower_seconds / our_seconds
-                for flower_seconds, our_seconds in turns
-            )
+    compare_with_flower(results)
     return results
+
+
+def peaks_of_memory(engines: list[str], case: dict[str, Any]) -> dict[str, float]:
+    """Return the most memory of each engine, in a run that is not timed."""
+    peaks = {}
+    for engine in engines:
+        with watching(0.2) as seen:
+            once(case | {"engine": engine, "rounds": 1})
+        peaks[engine] = max(seen)
+    return peaks
+
+
+def check_agreement(case: str, runs: dict[str, list[dict[str, Any]]]) -> None:
+    """Stop unless all engines came to the same weights."""
+    checks = [run["check"] for run in chain.from_iterable(runs.values())]
+    if max(checks) - min(checks) > 1e-3 * max(map(abs, checks)):
+        raise SystemExit(f"{case}: the engines do not agree: {checks}")
+
+
+def medians_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the medians of an engine's rounds."""
+    warm = list(chain.from_iterable(run["warm"] for run in runs))
+    return {
+        "median": statistics.median(warm),
+        "medians": [statistics.median(run["warm"]) for run in runs],
+        "first": statistics.median(run["first"] for run in runs),
+    }
+
+
+def compare_with_flower(results: list[dict[str, Any]]) -> None:
+    """Enter how many times faster than Flower each of our engines is."""
+    medians = {result["engine"]: result["medians"] for result in results}
+    if "flower" not in medians:
+        return
+    for result in results:
+        if result["engine"] == "flower":
+            continue
+        repeats = zip(medians["flower"], result["medians"], strict=True)
+        result["times_faster_than_flower"] = statistics.median(
+            flower_seconds / our_seconds
+            for flower_seconds, our_seconds in repeats
+        )
 
 
 def once(case: dict[str, Any]) -> dict[str, Any]:
@@ -218,14 +251,10 @@ def measure(
     warnings.filterwarnings("ignore")
     logging.getLogger("flwr").setLevel(logging.ERROR)
     import engine_clients as code
-    import numpy as np
     from flwr.app import ArrayRecord, ConfigRecord
     from flwr.serverapp.strategy import FedAvg
 
-    from fedknow.client.host import Host
-    from fedknow.client.state import StateStore
     from fedknow.protocols.flower import to_arrays, to_record
-    from fedknow.server.grids.strategy_grid import StrategyGrid
 
     kind, _, parameters = workload.partition(":")
     arrays = code.first_arrays(kind, clients, int(parameters or 0))
@@ -237,13 +266,13 @@ def measure(
         final_arrays[:] = [record]
 
     def drive(grid: Any) -> None:
+        # Flower sets its logger up anew when its simulation begins.
         logging.getLogger("flwr").setLevel(logging.ERROR)
-        strategy = FedAvg(
-            fraction_evaluate=0.0,
-            min_train_nodes=clients,
-            min_available_nodes=clients,
-        )
-        strategy.start(
+        every_client: dict[str, Any] = {
+            "min_train_nodes": clients,
+            "min_available_nodes": clients,
+        }
+        FedAvg(fraction_evaluate=0.0, **every_client).start(
             grid,
             to_record(arrays),
             num_rounds=rounds + 1,
@@ -253,58 +282,83 @@ def measure(
 
     with code.scratch() as folder:
         if engine == "flower":
-            from flwr.serverapp import ServerApp
-            from flwr.simulation import run_simulation
-
-            server = ServerApp()
-            server.main()(lambda grid, context: drive(StrategyGrid(grid)))
-            backend: dict[str, Any] = {
-                "client_resources": {"num_cpus": (os.cpu_count() or 1) / workers},
-                "init_args": {"include_dashboard": False, "log_to_driver": False},
-            }
-            run_simulation(
-                server,
-                code.flower_app(kind, clients, folder),
-                clients,
-                backend_config=backend,
-            )
+            drive_flower(drive, kind, clients, workers, folder)
         else:
-            config = code.digits(clients, "finetune" if kind == "echo" else kind)
-            stream = (
-                code.Nothing(clients)
-                if kind == "echo"
-                else code.make_benchmark(config)
-            )
-            node = code.Echo if kind == "echo" else None
-            if engine == "ray":
-                from fedknow.simulations.engine.ray_grid import RayGrid
-
-                with RayGrid(config, stream, folder, workers, node) as grid:
-                    drive(StrategyGrid(grid))
-            else:
-                from fedknow.server.grids.inline import InlineGrid
-
-                store = StateStore(
-                    folder, config.engine.memory_mb * 2**20, durable=False
-                )
-                host = Host(
-                    config, stream, store, node(config, stream) if node else None
-                )
-                drive(StrategyGrid(InlineGrid(clients, host)))
-    if len(times) != rounds + 2:
-        raise SystemExit(
-            f"{len(times)} calls of evaluate_fn instead of {rounds + 2}"
-        )
-    norm = float(
-        np.sqrt(
-            sum(
-                float((array.astype(float) ** 2).sum())
-                for array in to_arrays(final_arrays[0]).values()
-            )
-        )
-    )
+            drive_ours(drive, engine, kind, clients, workers, folder)
+    calls = rounds + 2
+    if len(times) != calls:
+        raise SystemExit(f"{len(times)} calls of evaluate_fn instead of {calls}")
     warm = [end - start for start, end in pairwise(times[1:])]
-    return {"first": times[1] - started, "warm": warm, "check": norm}
+    return {
+        "first": times[1] - started,
+        "warm": warm,
+        "check": norm(to_arrays(final_arrays[0]).values()),
+    }
+
+
+def drive_flower(
+    drive: Drive, kind: str, clients: int, workers: int, folder: Path
+) -> None:
+    """Drive the rounds in Flower's simulation."""
+    import engine_clients as code
+    from flwr.serverapp import ServerApp
+    from flwr.simulation import run_simulation
+
+    from fedknow.server.grids.strategy_grid import StrategyGrid
+
+    server = ServerApp()
+    server.main()(lambda grid, context: drive(StrategyGrid(grid)))
+    backend: dict[str, Any] = {
+        "client_resources": {"num_cpus": (os.cpu_count() or 1) / workers},
+        "init_args": {"include_dashboard": False, "log_to_driver": False},
+    }
+    run_simulation(
+        server,
+        code.flower_app(kind, clients, folder),
+        clients,
+        backend_config=backend,
+    )
+
+
+def drive_ours(
+    drive: Drive,
+    engine: str,
+    kind: str,
+    clients: int,
+    workers: int,
+    folder: Path,
+) -> None:
+    """Drive the rounds on a grid of ours."""
+    import engine_clients as code
+
+    from fedknow.client.host import Host
+    from fedknow.client.state import StateStore
+    from fedknow.server.grids.strategy_grid import StrategyGrid
+
+    is_echo = kind == "echo"
+    config = code.digits(clients, "finetune" if is_echo else kind)
+    stream = code.Nothing(clients) if is_echo else code.make_benchmark(config)
+    node = code.Echo if is_echo else None
+    if engine == "ray":
+        from fedknow.simulations.engine.ray_grid import RayGrid
+
+        with RayGrid(config, stream, folder, workers, node) as grid:
+            drive(StrategyGrid(grid))
+        return
+    from fedknow.server.grids.inline import InlineGrid
+
+    memory = config.engine.memory_mb * 2**20
+    store = StateStore(folder, memory, durable=False)
+    host = Host(config, stream, store, node(config, stream) if node else None)
+    drive(StrategyGrid(InlineGrid(clients, host)))
+
+
+def norm(arrays: Iterable[np.ndarray]) -> float:
+    """Return the L2 norm of all weights together."""
+    import numpy as np
+
+    squares = (float((array.astype(float) ** 2).sum()) for array in arrays)
+    return float(np.sqrt(sum(squares)))
 
 
 def describe(args: argparse.Namespace) -> dict[str, Any]:

@@ -6,11 +6,14 @@ round, with the exact integrator. Many batches of the first client are also give
 same weights and with the same dropout mask, to the other ways of making a step; each step
 (gradient and optimizer) is timed on its own:
 
-``fedavg``     plain local training ``exact``      the default: restored gradients as far as
-they are needed ``full``       all restored gradients, one forward pass (``path = "full"``)
-``surrogate``  violated constraints as one (``integrator = "surrogate"``) ``surrogate/2``  the
-same for one batch in two (``every = 2``): half the time of two steps ``naive``      the same
-arithmetic as ``full`` with a forward pass of the model and of its teacher for each past task
+- ``fedavg``: plain local training
+- ``exact``: the default: restored gradients as far as they are needed
+- ``full``: all restored gradients, one forward pass (``path = "full"``)
+- ``surrogate``: violated constraints as one (``integrator = "surrogate"``)
+- ``surrogate/2``: the same for one batch in two (``every = 2``): half the time of two steps
+- ``online``: multipliers that move from step to step (``integrator = "online"``)
+- ``quarter``: as ``exact``, restored from a quarter of the batch (``restore_from = 0.25``)
+- ``naive``: the arithmetic of ``full``, a forward pass of model and teacher for each past task
 
 ``--past 19 39 79`` goes on to longer streams, where the classes of CIFAR-100 are met again: the
 first client lives through the shares of one client after another, and only steps at the places
@@ -205,38 +208,50 @@ def read_options() -> argparse.Namespace:
 def main() -> None:
     chosen = read_options()
     torch.set_num_threads(1)
-    changes = [
-        f"model.name={chosen.model}",
-        f"train.precision={chosen.precision}",
-        "learner.k=100",
-    ]
-    changes += [f"train.rounds={chosen.rounds}", f"train.epochs={chosen.epochs}"]
-    changes += [f"model.width={chosen.width}"]
     fedknow_settings = FedKnowSettings(
         k=100, **({} if chosen.margin is None else {"margin": chosen.margin})
     )
-    changes += [f"learner.margin={fedknow_settings.margin}"]
-    config = load_preset(
-        "paper-cifar100-small" if chosen.model == "cnn6" else "paper-cifar100",
-        changes,
-    )
+    config = configuration(chosen, fedknow_settings.margin)
     stream = make_benchmark(config)
     watch = Stopwatch(
         config, stream, chosen.device, fedknow_settings, naive=not chosen.past
     )
+    note = recorder(chosen)
+    if chosen.past:
+        longer(config, stream, watch, fedknow_settings, chosen.past, note)
+    else:
+        paper(config, stream, watch, chosen.last, note)
+
+
+def configuration(chosen: argparse.Namespace, margin: float) -> ExperimentConfig:
+    """Return the experiment."""
+    changes = [
+        f"model.name={chosen.model}",
+        f"train.precision={chosen.precision}",
+        "learner.k=100",
+        f"train.rounds={chosen.rounds}",
+        f"train.epochs={chosen.epochs}",
+        f"model.width={chosen.width}",
+        f"learner.margin={margin}",
+    ]
+    is_small = chosen.model == "cnn6"
+    preset = "paper-cifar100-small" if is_small else "paper-cifar100"
+    return load_preset(preset, changes)
+
+
+def recorder(chosen: argparse.Namespace) -> Callable[[dict[str, object]], None]:
+    """Return a function that prints a row and adds it to the results."""
     rows: list[dict[str, object]] = []
-    key = f"{chosen.model}-{chosen.precision}-{chosen.device}" + (
-        "-longer" if chosen.past else ""
-    )
+    key = f"{chosen.model}-{chosen.precision}-{chosen.device}"
+    key += "-longer" if chosen.past else ""
     key += "" if chosen.margin is None else f"-margin-{chosen.margin:g}"
-    header = machine() | {
-        "settings": {
-            "width": chosen.width,
-            "rounds": chosen.rounds,
-            "epochs": chosen.epochs,
-            "batch": 40,
-        },
+    settings = {
+        "width": chosen.width,
+        "rounds": chosen.rounds,
+        "epochs": chosen.epochs,
+        "batch": 40,
     }
+    header = machine() | {"settings": settings}
 
     def note(row: dict[str, object]) -> None:
         rows.append(row)
@@ -250,10 +265,7 @@ def main() -> None:
             json.dumps(results | {key: header | {"rows": rows}}, indent=1) + "\n"
         )
 
-    if chosen.past:
-        longer(config, stream, watch, fedknow_settings, chosen.past, note)
-    else:
-        paper(config, stream, watch, chosen.last, note)
+    return note
 
 
 if __name__ == "__main__":

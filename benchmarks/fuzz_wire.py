@@ -45,7 +45,7 @@ from fedknow.protocols.wire import (
     unpack,
     welcome,
 )
-from fedknow.protocols.wire.fedknow_pb2 import Header
+from fedknow.protocols.wire.fedknow_pb2 import Header, Tensor
 
 T = TypeVar("T")
 LIMITS = Limits(
@@ -136,6 +136,22 @@ _WAYS: tuple[Callable[[bytes], str], ...] = (
 
 def corpus() -> list[bytes]:
     """Return valid inputs of :func:`fuzz`, in every way and encoding."""
+    frames = [
+        hello(3),
+        welcome(3, "[data]\n"),
+        HEARTBEAT,
+        refusal(WireError(Code.MALFORMED, "bad")),
+    ]
+    inputs = [bytes([_WAYS.index(_read_frame)]) + frame for frame in frames]
+    work = _valid_work()
+    for message in (work, work.fail(2, "no such data")):
+        for encoding in Encoding:
+            inputs += _inputs_of(message, encoding)
+    return inputs
+
+
+def _valid_work() -> Message:
+    """Return a message that has every kind of value."""
     rng = np.random.default_rng(0)
     sparse = np.where(
         rng.random((40, 30)) < 0.02, rng.standard_normal((40, 30)), 0
@@ -159,63 +175,36 @@ def corpus() -> list[bytes]:
         flags=[True],
     )
     metrics = Metrics(loss=float("nan"), correct=[1, 2, 3], losses=[0.5])
-    work = Message(
-        "train",
-        7,
-        "id",
-        "",
-        "3",
-        {"arrays": arrays, "config": config, "metrics": metrics},
-    )
-    failed = work.fail(2, "no such data")
-    frames = [
-        hello(3),
-        welcome(3, "[data]\n"),
-        HEARTBEAT,
-        refusal(WireError(Code.MALFORMED, "bad")),
+    records = {"arrays": arrays, "config": config, "metrics": metrics}
+    return Message("train", 7, "id", "", "3", records)
+
+
+def _inputs_of(message: Message, encoding: Encoding) -> list[bytes]:
+    """Return a message in one encoding, for every way of reading it."""
+    sent = list(pack(message, encoding, chunk_bytes=4096).frames())
+    inputs = [bytes([_WAYS.index(_read_frame)]) + sent[0]]
+    stream = _behind_lengths([*sent[:1], HEARTBEAT, *sent[1:]])
+    inputs += [bytes([prefix]) + stream for prefix in (1, 2)]
+    assembler = Assembler()
+    (parcel,) = [
+        complete for frame in sent if (complete := assembler.add(parse(frame)))
     ]
-    inputs = [bytes([_WAYS.index(_read_frame)]) + frame for frame in frames]
-    for message in (work, failed):
-        for encoding in Encoding:
-            sent = list(pack(message, encoding, chunk_bytes=4096).frames())
-            inputs.append(bytes([_WAYS.index(_read_frame)]) + sent[0])
-            stream = b"".join(
-                struct.pack("<I", len(frame)) + frame
-                for frame in (*sent[:1], HEARTBEAT, *sent[1:])
-            )
-            inputs += [bytes([prefix]) + stream for prefix in (1, 2)]
-            assembler = Assembler()
-            (parcel,) = [
-                complete
-                for frame in sent
-                if (complete := assembler.add(parse(frame)))
-            ]
-            body = (
-                len(parcel.header).to_bytes(2, "little")
-                + bytes(parcel.header)
-                + bytes(parcel.payload)
-            )
-            inputs += [bytes([prefix]) + body for prefix in (3, 4)]
-    return inputs
+    body = (
+        len(parcel.header).to_bytes(2, "little")
+        + bytes(parcel.header)
+        + bytes(parcel.payload)
+    )
+    return inputs + [bytes([prefix]) + body for prefix in (3, 4)]
+
+
+def _behind_lengths(frames: Sequence[bytes]) -> bytes:
+    """Return frames one after another, each behind its length."""
+    return b"".join(struct.pack("<I", len(frame)) + frame for frame in frames)
 
 
 _NUMBERS = (
-    0,
-    1,
-    2,
-    3,
-    7,
-    8,
-    127,
-    128,
-    255,
-    1 << 15,
-    1 << 16,
-    (1 << 31) - 1,
-    1 << 31,
-    1 << 40,
-    1 << 62,
-    (1 << 64) - 1,
+    *(0, 1, 2, 3, 7, 8, 127, 128, 255),
+    *(1 << 15, 1 << 16, (1 << 31) - 1, 1 << 31, 1 << 40, 1 << 62, (1 << 64) - 1),
 )
 
 
@@ -230,31 +219,39 @@ def pick(draw: random.Random, values: Sequence[T]) -> T:
 
 
 def mutate(draw: random.Random, data: bytes, donor: bytes) -> bytes:
-    """Damage ``data`` in one to four places, with foreign pieces of ``other``."""
+    """Damage ``data`` in one to four places, with pieces of ``donor`` too."""
     text = bytearray(data)
     for _ in range(1 + below(draw, 4)):
         at = 1 + below(draw, len(text) - 1) if len(text) > 1 else 0
         choice = below(draw, 9)
-        if choice == 0 and text:
-            text[at] ^= 1 << below(draw, 8)
-        elif choice == 1 and text:
-            text[at] = pick(draw, (0, 1, 0x7F, 0x80, 0xFF, below(draw, 256)))
-        elif choice == 2:
-            del text[at:]
-        elif choice == 3:
-            del text[at : at + (1 + below(draw, 16))]
-        elif choice == 4:
-            text[at:at] = draw.randbytes(1 + below(draw, 16))
-        elif choice == 5:
-            start = below(draw, len(donor))
-            text[at:at] = donor[start : start + (1 + below(draw, 256))]
-        elif choice == 6:
-            text[at : at + 8] = pick(draw, _NUMBERS).to_bytes(8, "little")
-        elif choice == 7:
+        if choice == 7:
             text = bytearray(_mutate_header(draw, bytes(text)))
-        else:
+        elif choice == 8 or (choice < 2 and not text):
             text = bytearray(_mutate_order(draw, bytes(text), donor))
+        else:
+            _mutate_bytes(draw, text, at, choice, donor)
     return bytes(text)
+
+
+def _mutate_bytes(
+    draw: random.Random, text: bytearray, at: int, choice: int, donor: bytes
+) -> None:
+    """Change, drop or insert bytes at a place of ``text``."""
+    if choice == 0:
+        text[at] ^= 1 << below(draw, 8)
+    elif choice == 1:
+        text[at] = pick(draw, (0, 1, 0x7F, 0x80, 0xFF, below(draw, 256)))
+    elif choice == 2:
+        del text[at:]
+    elif choice == 3:
+        del text[at : at + (1 + below(draw, 16))]
+    elif choice == 4:
+        text[at:at] = draw.randbytes(1 + below(draw, 16))
+    elif choice == 5:
+        start = below(draw, len(donor))
+        text[at:at] = donor[start : start + (1 + below(draw, 256))]
+    else:
+        text[at : at + 8] = pick(draw, _NUMBERS).to_bytes(8, "little")
 
 
 def _mutate_order(draw: random.Random, data: bytes, donor: bytes) -> bytes:
@@ -270,13 +267,11 @@ def _mutate_order(draw: random.Random, data: bytes, donor: bytes) -> bytes:
         )
         if draw.random() < 0.5:
             frames.pop(below(draw, len(frames)))
-    return data[:1] + b"".join(
-        struct.pack("<I", len(frame)) + frame for frame in frames
-    )
+    return data[:1] + _behind_lengths(frames)
 
 
 def _split(data: bytes) -> list[bytes]:
-    """Frames one after another, each behind its length."""
+    """Return the frames of :func:`_behind_lengths`."""
     frames = []
     while len(data) >= 4:
         size = struct.unpack("<I", data[:4])[0] % (1 << 21)
@@ -301,24 +296,33 @@ def _mutate_header(draw: random.Random, data: bytes) -> bytes:
     )
     if not tensors:
         return data
-    tensor, number = (
-        pick(draw, tensors),
-        pick(draw, (*_NUMBERS, below(draw, 1 << 12))),
+    _mutate_tensor(draw, pick(draw, tensors))
+    text = header.SerializeToString()
+    return (
+        data[:1]
+        + (len(text) & 0xFFFF).to_bytes(2, "little")
+        + text
+        + data[3 + size :]
     )
-    field = pick(
-        draw,
-        (
-            "type",
-            "layout",
-            "offset",
-            "length",
-            "count",
-            "scale",
-            "shape",
-            "shape",
-            "nudge",
-        ),
-    )
+
+
+_FIELDS = (
+    "type",
+    "layout",
+    "offset",
+    "length",
+    "count",
+    "scale",
+    "shape",
+    "shape",
+    "nudge",
+)
+
+
+def _mutate_tensor(draw: random.Random, tensor: Tensor) -> None:
+    """Change a number in the description of one tensor."""
+    number = pick(draw, (*_NUMBERS, below(draw, 1 << 12)))
+    field = pick(draw, _FIELDS)
     if field == "shape":
         tensor.shape[:] = [
             *list(tensor.shape)[below(draw, 2) :],
@@ -335,13 +339,6 @@ def _mutate_header(draw: random.Random, data: bytes) -> bytes:
         setattr(tensor, field, number % 15)
     else:
         setattr(tensor, field, number)
-    text = header.SerializeToString()
-    return (
-        data[:1]
-        + (len(text) & 0xFFFF).to_bytes(2, "little")
-        + text
-        + data[3 + size :]
-    )
 
 
 def run(

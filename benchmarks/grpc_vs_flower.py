@@ -77,13 +77,9 @@ def main() -> None:
 
 
 def table(args: argparse.Namespace) -> None:
-    """Measure all cases, the systems in turn.
-
-    So other work of the machine affects both alike.
-    """
+    """Measure all cases, print a table and write the results."""
     from engine_vs_flower import describe
 
-    run = {"fedknow": serve_here, "flower": flowers}
     cases = []
     print(
         f"{'parameters':>10} {'clients':>7} {'system':8} {'s/round':>9} "
@@ -91,49 +87,10 @@ def table(args: argparse.Namespace) -> None:
     )
     for parameters in args.parameters:
         for clients in args.clients:
-            medians_by_system: dict[str, list[list[float]]] = {
-                system: [] for system in args.systems
-            }
-            for _ in range(args.repeats):
-                for system in args.systems:
-                    with tempfile.TemporaryDirectory(
-                        prefix="fedknow-benchmark-"
-                    ) as folder:
-                        medians_by_system[system].append(
-                            run[system](
-                                clients, parameters, args.rounds, Path(folder)
-                            )
-                        )
-            medians = {}
-            for system, each in medians_by_system.items():
-                warm = chain.from_iterable(times[1:] for times in each)
-                medians[system] = statistics.median(warm)
-            for system, each in medians_by_system.items():
-                case: dict[str, Any] = {
-                    "parameters": parameters,
-                    "clients": clients,
-                    "system": system,
-                    "median": medians[system],
-                    "medians": [statistics.median(times[1:]) for times in each],
-                    "first": statistics.median(times[0] for times in each),
-                    "rounds": each,
-                }
-                if system == "fedknow" and "flower" in medians:
-                    case["times_faster_than_flower"] = (
-                        medians["flower"] / medians["fedknow"]
-                    )
+            for figures in compare(parameters, clients, args):
+                case = {"parameters": parameters, "clients": clients, **figures}
                 cases.append(case)
-                ratio = (
-                    f"{case['times_faster_than_flower']:7.0f}x"
-                    if "times_faster_than_flower" in case
-                    else ""
-                )
-                print(
-                    f"{parameters:10} {clients:7} {system:8} {case['median']:9.4f} "
-                    f"{' '.join(f'{value:.4f}' for value in case['medians']):24} "
-                    f"{case['first']:7.2f} {ratio:>8}",
-                    flush=True,
-                )
+                print_case(case)
     args.workers = None
     description = describe(args)
     description["command"] = " ".join(
@@ -147,8 +104,60 @@ def table(args: argparse.Namespace) -> None:
     print(f"written to {args.out}")
 
 
-# --- ours
-# --------------------------------------------------------------------------------------
+def compare(
+    parameters: int, clients: int, args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Measure one case on each system, and return the figures of each.
+
+    The systems take turns, so that other work of the machine affects both alike.
+    """
+    runs = {"fedknow": serve_here, "flower": flowers}
+    repeats: dict[str, list[list[float]]] = {
+        system: [] for system in args.systems
+    }
+    for _ in range(args.repeats):
+        for system in args.systems:
+            with tempfile.TemporaryDirectory(
+                prefix="fedknow-benchmark-"
+            ) as folder:
+                times = runs[system](
+                    clients, parameters, args.rounds, Path(folder)
+                )
+            repeats[system].append(times)
+    results = [
+        {"system": system, **figures_of(each)} for system, each in repeats.items()
+    ]
+    medians = {result["system"]: result["median"] for result in results}
+    for result in results:
+        if result["system"] == "fedknow" and "flower" in medians:
+            result["times_faster_than_flower"] = (
+                medians["flower"] / medians["fedknow"]
+            )
+    return results
+
+
+def figures_of(repeats: list[list[float]]) -> dict[str, Any]:
+    """Return the figures of a system's rounds; the first of a repeat is apart."""
+    warm = chain.from_iterable(times[1:] for times in repeats)
+    return {
+        "median": statistics.median(warm),
+        "medians": [statistics.median(times[1:]) for times in repeats],
+        "first": statistics.median(times[0] for times in repeats),
+        "rounds": repeats,
+    }
+
+
+def print_case(case: dict[str, Any]) -> None:
+    """Print a row of the table."""
+    each = " ".join(f"{value:.4f}" for value in case["medians"])
+    ratio = ""
+    if "times_faster_than_flower" in case:
+        ratio = f"{case['times_faster_than_flower']:7.0f}x"
+    print(
+        f"{case['parameters']:10} {case['clients']:7} {case['system']:8} "
+        f"{case['median']:9.4f} {each:24} {case['first']:7.2f} {ratio:>8}",
+        flush=True,
+    )
 
 
 def serve_here(
@@ -242,14 +251,6 @@ def echo(server: str, tls: Path, state: Path) -> None:
             node=lambda config: Echo(config, Nothing(config.data.clients)),
         )
     )
-
-
-# --- Flower's
-# --------------------------------------------------------------------------------------
-
-
-# --- helpers
-# --------------------------------------------------------------------------------------
 
 
 if __name__ == "__main__":

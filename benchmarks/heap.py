@@ -26,6 +26,9 @@ from _common import RESULTS, give, in_turn, median, ratio, write
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fedknow.client.data.benchmark import Benchmark
+    from fedknow.client.learners.frames.learner import Learner
+
 MODELS = {"cnn6": (40, 800), "two_layer_cnn": (10, 50)}
 """Batch size, and images."""
 WAYS: dict[str, dict[str, bool]] = {
@@ -102,34 +105,16 @@ def case(
     from fedknow.client.compute.heap import retain_freed_memory
 
     if keeps_memory:
-        retain_freed_memory()  # a grid does this in its processes
+        # A grid does this in its processes. It comes before torch takes any memory.
+        retain_freed_memory()
     import torch
-    from torch import nn
 
-    from fedknow.client.data import make_benchmark
-    from fedknow.client.learners import build_learner, resolve
     from fedknow.client.learners.frames.learner import Round
-    from fedknow.client.models import Dropout
-    from fedknow.protocols.config import read_config
 
     torch.set_num_threads(1)
-    batch, images = MODELS[model]
-    network = f"parts:{model}" if model == "two_layer_cnn" else model
-    changes = [
-        "data={name = 'parts:cifar10_like', tasks = 1, clients = 1000, partition = 'iid'}",
-        f"model={{name = '{network}'}}",
-        f"train={{epochs = 1, batch_size = {batch}, optimizer = 'sgd'}}",
-        "train.lr=0.05",
-        "train.weight_decay=0",
-        "learner=finetune",
-    ]
-    config = resolve(read_config({}, changes))
-    benchmark = make_benchmark(config)
-    learner = build_learner(config, benchmark.shape, benchmark.classes)
-    for module in learner.model.modules():
-        if isinstance(module, nn.Dropout):
-            module.__class__ = Dropout if own_dropout else nn.Dropout
+    learner, benchmark = finetuning(model, own_dropout)
     task = benchmark.task(0, 0)
+    images = MODELS[model][1]
     clients = max(1, images // len(task.train.y))
     weights = learner.send()
 
@@ -149,6 +134,34 @@ def case(
         seconds, pages = timed(act, fit_count)
         figures |= {name: seconds, f"{name}_pages": pages}
     return figures
+
+
+def finetuning(model: str, own_dropout: bool) -> tuple[Learner, Benchmark]:
+    """Return a learner with the dropout layer asked for, and its stream."""
+    from torch import nn
+
+    from fedknow.client.data import make_benchmark
+    from fedknow.client.learners import build_learner, resolve
+    from fedknow.client.models import Dropout
+    from fedknow.protocols.config import read_config
+
+    batch = MODELS[model][0]
+    network = f"parts:{model}" if model == "two_layer_cnn" else model
+    changes = [
+        "data={name = 'parts:cifar10_like', tasks = 1, clients = 1000, partition = 'iid'}",
+        f"model={{name = '{network}'}}",
+        f"train={{epochs = 1, batch_size = {batch}, optimizer = 'sgd'}}",
+        "train.lr=0.05",
+        "train.weight_decay=0",
+        "learner=finetune",
+    ]
+    config = resolve(read_config({}, changes))
+    benchmark = make_benchmark(config)
+    learner = build_learner(config, benchmark.shape, benchmark.classes)
+    for module in learner.model.modules():
+        if isinstance(module, nn.Dropout):
+            module.__class__ = Dropout if own_dropout else nn.Dropout
+    return learner, benchmark
 
 
 def timed(act: Callable[[], object], times: int) -> tuple[float, float]:

@@ -35,8 +35,12 @@ from _common import RESULTS, give, in_turn, median, ratio, spent, write
 from _raw_loop import Loop, mean, start, work
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fedknow.protocols.config import ExperimentConfig
     from fedknow.server.run.events import Event
+
+    Outcome = tuple[dict[str, Any], Sequence[Any], list[tuple[float, float]]]
 
 TRAIN = {"weight_decay": 0.0, "epochs": 1}
 WORKLOADS: dict[str, dict[str, Any]] = {
@@ -106,12 +110,9 @@ def main() -> None:
     """Run all cases, print a table and write the results."""
     args = read_options()
     if args.case:
-        contender, processes, settings = (
-            args.case[0],
-            int(args.case[1]),
-            json.loads(args.case[2]),
-        )
-        give((simulated if contender == "ours" else raw)(settings, processes))
+        contender, processes, text = args.case
+        run = simulated if contender == "ours" else raw
+        give(run(json.loads(text), int(processes)))
         return
     results = {}
     print(
@@ -123,37 +124,9 @@ def main() -> None:
         if args.quick:
             settings = {**settings, "train": {**settings["train"], "rounds": 3}}
         for processes in args.processes:
-            cases = {
-                contender: [
-                    sys.executable,
-                    __file__,
-                    "--case",
-                    contender,
-                    str(processes),
-                    json.dumps(settings),
-                ]
-                for contender in ("raw", "ours")
-            }
-            runs = in_turn(cases, 1 if args.quick else args.repeats)
-            check(workload, runs)
-            row = {
-                "raw": median(runs["raw"], "seconds"),
-                "ours": median(runs["ours"], "seconds"),
-            }
-            row |= {
-                "ratio": ratio(runs["ours"], runs["raw"], "seconds"),
-                "steps": runs["raw"][0]["steps"],
-            }
-            row |= (
-                {"cpu_ratio": ratio(runs["ours"], runs["raw"], "cpu")}
-                if processes == 1
-                else {}
-            )
-            row |= {key: median(runs["ours"], key) for key in ("start", "report")}
-            results[f"{workload}, {processes}"] = row | {
-                "settings": settings,
-                "runs": runs,
-            }
+            repeats = 1 if args.quick else args.repeats
+            row = compare(workload, settings, processes, repeats)
+            results[f"{workload}, {processes}"] = row
             print(
                 f"{workload:8} {processes:9} {row['raw']:8.2f} {row['ours']:8.2f} "
                 f"{row['ratio']:6.3f} "
@@ -161,6 +134,37 @@ def main() -> None:
                 flush=True,
             )
     write(args.out, results)
+
+
+def compare(
+    workload: str, settings: dict[str, Any], processes: int, repeats: int
+) -> dict[str, Any]:
+    """Measure both contenders in turn, and return their figures."""
+    cases = {
+        contender: [
+            sys.executable,
+            __file__,
+            "--case",
+            contender,
+            str(processes),
+            json.dumps(settings),
+        ]
+        for contender in ("raw", "ours")
+    }
+    runs = in_turn(cases, repeats)
+    check(workload, runs)
+    row: dict[str, Any] = {
+        "raw": median(runs["raw"], "seconds"),
+        "ours": median(runs["ours"], "seconds"),
+        "ratio": ratio(runs["ours"], runs["raw"], "seconds"),
+        "steps": runs["raw"][0]["steps"],
+    }
+    # The processor seconds of workers are not counted.
+    if processes == 1:
+        row["cpu_ratio"] = ratio(runs["ours"], runs["raw"], "cpu")
+    for key in ("start", "report"):
+        row[key] = median(runs["ours"], key)
+    return row | {"settings": settings, "runs": runs}
 
 
 def check(workload: str, runs: dict[str, list[dict[str, Any]]]) -> None:
@@ -205,47 +209,10 @@ def raw(settings: dict[str, Any], processes: int) -> dict[str, Any]:
 
     config = configuration(settings, 1)
     loop = Loop(config)
-    weights, ends = loop.initial(), []
     if processes == 1:
-        for round in range(1, config.train.rounds + 1):
-            weights = mean(
-                [loop.train(weights, range(config.data.clients), round)]
-            )
-            ends += [clocks()] * (round == 1)
-        right = loop.score(weights, range(config.data.clients))
-        ends.append(clocks())
+        weights, right, ends = loop_in_process(loop, config)
     else:
-        shares = [
-            range(offset, config.data.clients, processes)
-            for offset in range(processes)
-        ]
-        with ProcessPoolExecutor(
-            processes, get_context("spawn"), start, (config,)
-        ) as pool:
-            for round in range(1, config.train.rounds + 1):
-                weights = mean(
-                    list(
-                        pool.map(
-                            work,
-                            ["train"] * processes,
-                            [weights] * processes,
-                            shares,
-                            [round] * processes,
-                        )
-                    )
-                )
-                ends += [clocks()] * (round == 1)
-            answers = list(
-                pool.map(
-                    work,
-                    ["score"] * processes,
-                    [weights] * processes,
-                    shares,
-                    [0] * processes,
-                )
-            )
-            ends.append(clocks())
-        right = [sum(part) for part in zip(*answers, strict=True)]
+        weights, right, ends = loop_in_pool(loop, config, processes)
     steps = (
         sum(-(-len(y) // config.train.batch_size) for _, y in loop.data)
         * config.train.rounds
@@ -259,6 +226,54 @@ def raw(settings: dict[str, Any], processes: int) -> dict[str, Any]:
         "right": right[0] / right[1],
         "steps": steps,
     }
+
+
+def loop_in_process(loop: Loop, config: ExperimentConfig) -> Outcome:
+    """Run the raw loop in this process.
+
+    Returns
+    -------
+    tuple
+        The weights; right answers, and answers; the clocks after the first round and at the end.
+    """
+    weights = loop.initial()
+    clients = range(config.data.clients)
+    ends = []
+    for round in range(1, config.train.rounds + 1):
+        weights = mean([loop.train(weights, clients, round)])
+        if round == 1:
+            ends.append(clocks())
+    right = loop.score(weights, clients)
+    ends.append(clocks())
+    return weights, right, ends
+
+
+def loop_in_pool(loop: Loop, config: ExperimentConfig, processes: int) -> Outcome:
+    """Run the raw loop in a pool; see :func:`loop_in_process`."""
+    weights = loop.initial()
+    shares = [
+        range(offset, config.data.clients, processes)
+        for offset in range(processes)
+    ]
+    ends = []
+    with ProcessPoolExecutor(
+        processes, get_context("spawn"), start, (config,)
+    ) as pool:
+
+        def on_all(kind: str, round: int) -> list[Any]:
+            """Have each process work on its share of the clients."""
+            arguments = (kind, weights, round)
+            kinds, copies, rounds = ([value] * processes for value in arguments)
+            return list(pool.map(work, kinds, copies, shares, rounds))
+
+        for round in range(1, config.train.rounds + 1):
+            weights = mean(on_all("train", round))
+            if round == 1:
+                ends.append(clocks())
+        answers = on_all("score", 0)
+        ends.append(clocks())
+    right = [sum(part) for part in zip(*answers, strict=True)]
+    return weights, right, ends
 
 
 def clocks() -> tuple[float, float]:

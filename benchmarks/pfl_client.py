@@ -109,22 +109,34 @@ def main() -> None:
     x = normalised(images).contiguous(memory_format=form).to(get_default_device())
     y = torch.from_numpy(labels).to(get_default_device())
     cut = args.users * args.samples
-    users = {
-        user: PyTorchTensorDataset((xs, ys), user_id=str(user))
-        for user, (xs, ys) in enumerate(
-            zip(
-                x[:cut].split(args.samples),
-                y[:cut].split(args.samples),
-                strict=True,
-            )
-        )
-    }
-    federated = FederatedDataset(
-        users.__getitem__, get_user_sampler("random", list(users))
-    )
     network = Classifier(
         getattr(parts, args.model)(shape, 10, not args.no_dropout)
     ).to(memory_format=form)
+    rounds = train(network, users_of(x[:cut], y[:cut], args.samples), args)
+    if int(os.environ.get("RANK", "0")) == 0:
+        accuracy = accuracy_of(network, x[cut:], y[cut:])
+        give(spent(rounds.ends) | {"accuracy": accuracy})
+    # pfl leaves its group open, and a process may abort on the way out.
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+def users_of(x: Tensor, y: Tensor, samples: int) -> FederatedDataset:
+    """Return the users; each has so many samples."""
+    pairs = zip(x.split(samples), y.split(samples), strict=True)
+    users = {
+        user: PyTorchTensorDataset(pair, user_id=str(user))
+        for user, pair in enumerate(pairs)
+    }
+    sampler = get_user_sampler("random", list(users))
+    return FederatedDataset(users.__getitem__, sampler)
+
+
+def train(
+    network: Classifier, federated: FederatedDataset, args: argparse.Namespace
+) -> Rounds:
+    """Train with pfl's FederatedAveraging, and return when rounds ended."""
     parameters = list(network.parameters())
     model = PyTorchModel(
         network, torch.optim.SGD, torch.optim.SGD(parameters, 1.0)
@@ -133,8 +145,8 @@ def main() -> None:
     FederatedAveraging().run(
         algorithm_params=NNAlgorithmParams(
             central_num_iterations=args.rounds + 1,
-            evaluation_frequency=args.rounds
-            + 1,  # in the first round only, which is warm-up
+            # In the first round only, which is warm-up.
+            evaluation_frequency=args.rounds + 1,
             train_cohort_size=args.cohort,
             val_cohort_size=0,
         ),
@@ -148,18 +160,14 @@ def main() -> None:
         model_eval_params=NNEvalHyperParams(local_batch_size=1000),
         callbacks=[rounds],
     )
-    if int(os.environ.get("RANK", "0")) == 0:
-        test = [
-            network.metrics(a, b)["accuracy"]
-            for a, b in zip(x[cut:].split(1000), y[cut:].split(1000), strict=True)
-        ]
-        accuracy = sum(part.overall_value for part in test) / len(test)
-        give(spent(rounds.ends) | {"accuracy": accuracy})
-    if (
-        torch.distributed.is_initialized()
-    ):  # pfl leaves its group open, and a process may abort on the way out
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    return rounds
+
+
+def accuracy_of(network: Classifier, x: Tensor, y: Tensor) -> float:
+    """Return the accuracy on test samples."""
+    batches = zip(x.split(1000), y.split(1000), strict=True)
+    test = [network.metrics(a, b)["accuracy"] for a, b in batches]
+    return sum(part.overall_value for part in test) / len(test)
 
 
 def normalised(images: np.ndarray) -> Tensor:

@@ -97,122 +97,120 @@ def main() -> None:
         case = json.loads(args.case)
         give(simulated(**case))
         return
-    path = args.out or RESULTS / (
-        "pfl_race.json"
-        if args.device == "cpu"
-        else f"pfl_race_{args.device}.json"
-    )
+    is_cpu = args.device == "cpu"
+    name = "pfl_race.json" if is_cpu else f"pfl_race_{args.device}.json"
     results = {}
     print(
         f"{'model':14} {'processes':>9} {'':31} {'updates/s':>10} {'ratio':>6}  accuracy"
     )
     for model in args.models:
-        for processes in (
-            [1] if args.quick or args.device == "cuda" else args.processes
-        ):
-            size = (
-                SIZE | {"rounds": 2, "cohort": 4}
-                if args.quick
-                else SIZE | {"rounds": MODELS[model]["rounds"]}
-            )
-            cases = commands(args, model, processes, size)
-            runs = in_turn(
-                cases,
-                1 if args.quick else args.repeats,
-                **environment(args.device),
-            )
-            updates = size["cohort"] * size["rounds"]
+        for processes in args.processes if is_cpu and not args.quick else [1]:
+            size = SIZE | {"rounds": MODELS[model]["rounds"]}
+            if args.quick:
+                size = SIZE | {"rounds": 2, "cohort": 4}
+            contenders = race(args, model, processes, size)
             results[f"{model}, {processes}"] = size | {
                 "samples": MODELS[model]["samples"],
-                "contenders": {},
+                "contenders": contenders,
             }
-            for name, contender_runs in runs.items():
-                row: dict[str, Any] = {
-                    "updates_per_second": updates
-                    / median(contender_runs, "seconds"),
-                    "runs": contender_runs,
-                }
-                row |= (
-                    {"ratio": ratio(runs["pfl"], contender_runs, "seconds")}
-                    if "pfl" in runs
-                    else {}
-                )
-                row |= (
-                    {"cpu_ratio": ratio(runs["pfl"], contender_runs, "cpu")}
-                    if "pfl" in runs and processes == 1
-                    else {}
-                )
-                row |= {"accuracy": median(contender_runs, "accuracy")}
-                results[f"{model}, {processes}"]["contenders"][name] = row
-                times, rate = (
-                    (f"{row['ratio']:6.2f}" if "ratio" in row else " " * 6),
-                    row["updates_per_second"],
-                )
+            for contender, row in contenders.items():
+                times = f"{row['ratio']:6.2f}" if "ratio" in row else " " * 6
                 print(
-                    f"{model:14} {processes:9} {name:31} {rate:10.1f} {times}  "
+                    f"{model:14} {processes:9} {contender:31} "
+                    f"{row['updates_per_second']:10.1f} {times}  "
                     f"{row['accuracy']:.3f}",
                     flush=True,
                 )
+            # After each case, as all of them take long.
             write(
-                path,
+                args.out or RESULTS / name,
                 results,
                 device=args.device,
                 channels_last_for_pfl=args.channels_last,
             )
 
 
+def race(
+    args: argparse.Namespace, model: str, processes: int, size: Mapping[str, int]
+) -> dict[str, dict[str, Any]]:
+    """Run the contenders in turn, and return the figures of each."""
+    cases = commands(args, model, processes, size)
+    repeats = 1 if args.quick else args.repeats
+    runs = in_turn(cases, repeats, **environment(args.device))
+    updates = size["cohort"] * size["rounds"]
+    rows = {}
+    for name, contender_runs in runs.items():
+        row: dict[str, Any] = {
+            "updates_per_second": updates / median(contender_runs, "seconds"),
+            "runs": contender_runs,
+        }
+        if "pfl" in runs:
+            row["ratio"] = ratio(runs["pfl"], contender_runs, "seconds")
+        # The processor seconds of workers are not counted.
+        if "pfl" in runs and processes == 1:
+            row["cpu_ratio"] = ratio(runs["pfl"], contender_runs, "cpu")
+        row["accuracy"] = median(contender_runs, "accuracy")
+        rows[name] = row
+    return rows
+
+
 def commands(
     args: argparse.Namespace, model: str, processes: int, size: Mapping[str, int]
 ) -> dict[str, list[str]]:
-    """Return the case of each contender."""
+    """Return the command of each contender."""
     cases = {}
     if args.pfl:
-        one_cohort = (
-            ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-            if processes > 1
-            else []
-        )
-        options = []
-        for key, value in size.items():
-            options += [f"--{key}", str(value)]
-        options += ["--model", model, "--samples", str(MODELS[model]["samples"])]
-        options += ["--shape", *map(str, MODELS[model]["shape"])]
-        options += ["--channels-last"] * args.channels_last + ["--no-dropout"] * (
-            args.device == "cuda"
-        )
-        cases["pfl"] = [
-            str(args.pfl),
-            *one_cohort,
-            str(HERE / "pfl_client.py"),
-            *options,
-        ]
-    contenders: dict[str, dict[str, Any]] = {"ours": {"vectorize": "off"}}
-    if args.device == "cuda":
-        contenders = {"ours": {"vectorize": "on", "dropout": False}}
-        contenders["ours, running mean"] = contenders["ours"] | {
-            "running_mean": True
-        }
-    else:
-        stacked = (
-            {"vectorize": "auto"}
-            if model == "dnn"
-            else {"vectorize": "off", "quick": True}
-        )
-        name = "ours, vectorized" if model == "dnn" else "ours, its dropout"
-        contenders |= {
-            name: stacked,
-            f"{name}, running mean": {**stacked, "running_mean": True},
-        }
-    for name, settings_of_run in contenders.items():
+        cases["pfl"] = pfl_command(args, model, processes, size)
+    for name, settings in our_contenders(model, args.device).items():
         case = {
             "device": args.device,
             "model": model,
             "processes": processes,
-            **settings_of_run,
+            **settings,
             **size,
         }
         cases[name] = [sys.executable, __file__, "--case", json.dumps(case)]
     return cases
+
+
+def pfl_command(
+    args: argparse.Namespace, model: str, processes: int, size: Mapping[str, int]
+) -> list[str]:
+    """Return the command of pfl-research's side."""
+    command = [str(args.pfl)]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run"]
+        command += ["--nproc-per-node", str(processes)]
+    command.append(str(HERE / "pfl_client.py"))
+    for key, value in size.items():
+        command += [f"--{key}", str(value)]
+    command += ["--model", model, "--samples", str(MODELS[model]["samples"])]
+    command += ["--shape", *map(str, MODELS[model]["shape"])]
+    if args.channels_last:
+        command.append("--channels-last")
+    if args.device == "cuda":
+        command.append("--no-dropout")
+    return command
+
+
+def our_contenders(model: str, device: str) -> dict[str, dict[str, Any]]:
+    """Return the settings of each way in which we run."""
+    if device == "cuda":
+        stacked = {"vectorize": "on", "dropout": False}
+        return {
+            "ours": stacked,
+            "ours, running mean": stacked | {"running_mean": True},
+        }
+    name = "ours, its dropout"
+    settings: dict[str, Any] = {"vectorize": "off", "quick": True}
+    if model == "dnn":
+        name = "ours, vectorized"
+        settings = {"vectorize": "auto"}
+    return {
+        "ours": {"vectorize": "off"},
+        name: settings,
+        f"{name}, running mean": settings | {"running_mean": True},
+    }
 
 
 def environment(device: str) -> dict[str, str]:

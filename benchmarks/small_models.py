@@ -98,56 +98,64 @@ def main() -> None:
 
 def run(backend: str, clients: int, rounds: int, chosen: int) -> dict[str, Any]:
     """Run once; return its seconds, processor time, and the time of its parts."""
+    values = {
+        "clients": clients,
+        "rounds": rounds,
+        "fraction": chosen / clients,
+        "backend": backend,
+    }
     with tempfile.TemporaryDirectory() as folder:
         config, out = Path(folder) / "config.toml", Path(folder) / "run"
-        values = {
-            "clients": clients,
-            "rounds": rounds,
-            "fraction": chosen / clients,
-            "backend": backend,
-        }
         config.write_text(CONFIG % values)
-        cpu, began, clock = os.times(), time.time(), time.perf_counter()
-        command = [
-            sys.executable,
-            "-m",
-            "fedknow",
-            "simulate",
-            str(config),
-            "--out",
-            str(out),
-        ]
-        subprocess.run(
-            command,
-            check=True,
-            cwd=HERE,
-            env=os.environ | QUIET,
-            stdout=subprocess.DEVNULL,
-        )
-        seconds, times_after = time.perf_counter() - clock, os.times()
-        events = [
-            json.loads(line)
-            for line in (out / "metrics.jsonl").read_text().splitlines()
-        ]
-    at = {event["event"]: event["time"] for event in events}
-    first_round = next(event for event in events if event["event"] == "round")
-    started = (
-        first_round["time"] - first_round["seconds"]
-    )  # the first round's warm-up belongs to the rounds
+        began, clock, cpu = time.time(), time.perf_counter(), cpu_of_children()
+        simulate(config, out)
+        seconds, cpu = time.perf_counter() - clock, cpu_of_children() - cpu
+        text = (out / "metrics.jsonl").read_text()
+    events = [json.loads(line) for line in text.splitlines()]
     return {
         "seconds": seconds,
-        # Ray's processes are not children of ours: theirs is not in it.
-        "cpu": times_after.children_user
-        - cpu.children_user
-        + times_after.children_system
-        - cpu.children_system,
+        "cpu": cpu,
+        **phases_of(events, began, seconds),
+        "accuracy": next(
+            event["accuracy"] for event in events if event["event"] == "end"
+        ),
+    }
+
+
+def simulate(config: Path, out: Path) -> None:
+    """Run an experiment in a process of its own."""
+    command = [sys.executable, "-m", "fedknow", "simulate", str(config)]
+    subprocess.run(
+        [*command, "--out", str(out)],
+        check=True,
+        cwd=HERE,
+        env=os.environ | QUIET,
+        stdout=subprocess.DEVNULL,
+    )
+
+
+def cpu_of_children() -> float:
+    """Return the processor seconds of processes that have ended.
+
+    Ray's processes are not children of ours: theirs are not in it.
+    """
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def phases_of(
+    events: list[dict[str, Any]], began: float, seconds: float
+) -> dict[str, float]:
+    """Return the seconds of each phase of a run."""
+    at = {event["event"]: event["time"] for event in events}
+    first_round = next(event for event in events if event["event"] == "round")
+    # The first round's warm-up belongs to the rounds.
+    started = first_round["time"] - first_round["seconds"]
+    return {
         "start": started - began,
         "rounds": at["round"] - started,
         "scoring": at["end"] - at["round"],
         "end": seconds - (at["end"] - began),
-        "accuracy": next(
-            event["accuracy"] for event in events if event["event"] == "end"
-        ),
     }
 
 

@@ -70,6 +70,12 @@ def test_every_kind_of_name_is_read(tmp_path, text):
     assert rules(tmp_path, text) == {"function-word"}
 
 
+def test_a_field_may_have_the_name_of_a_key_of_files(tmp_path):
+    assert rules(tmp_path, "class A:\n    keep: int = 0\n") == set()
+    assert rules(tmp_path, "class A:\n    told: int = 0\n") == {"function-word"}
+    assert rules(tmp_path, "def f(keep):\n    keep = 1\n") == {"function-word"}
+
+
 def test_a_docstring_does_not_count_as_length(tmp_path):
     docstring = '    """Do it.\n' + "\n    More.\n" * 60 + '    """\n'
     assert rules(tmp_path, "def f():\n" + docstring + BODY * 49) == set()
