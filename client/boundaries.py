@@ -54,6 +54,7 @@ class _Watch:
     def read(cls, state: State, false_alarms: float) -> _Watch:
         if not state:
             return cls(DriftTest(false_alarms))
+        # A copy, as the test changes its losses and a state must stay as it was saved.
         test = DriftTest(false_alarms, state["losses"].numpy().copy())
         return cls(test, state["count"], state["place"])
 
@@ -165,6 +166,7 @@ class BoundaryFinder:
 def _losses(
     learner: Learner, data: TaskData, index: torch.Tensor, batch_size: int
 ) -> list[float]:
+    # Without dropout, whose noise would hide a change of the losses.
     learner.model.eval()
     head = HeadSlice(data.head, learner.head.out_features, learner.device)
     z = predict(learner, learner.model, data.train.x[index], batch_size)

@@ -114,6 +114,7 @@ class Host:
         tuple of Message and int
             The answers, in the order of the messages, as :meth:`handle` gives them.
         """
+        # A copy, as a client may have several pieces of work in one batch.
         current = dict(versions)
         for group in self._groups(messages):
             clients = [client_of(message.node) for message in group]

@@ -69,6 +69,7 @@ class NoisyNode:
     def handle(self, message: Message, state: State) -> tuple[Message, State]:
         """Answer a message; see :meth:`fedknow.client.node.Node.handle`."""
         if not self._is_real:
+            # Virtual clients must repeat, so their secrets come from the run's seed.
             bits = generator(self._seed, "noise", client_of(message.node))
             reply, new = self._node.handle(message, state)
             return self._protect(message, reply, bits.bytes(_SECRET_BYTES)), new
@@ -104,10 +105,12 @@ class NoisyNode:
             )
         start = np.concatenate([_flat(sent[name]) for name in sent])
         update = np.concatenate([_flat(trained[name]) for name in sent]) - start
+        # No clipping bounds what is not a number.
         if not np.isfinite(update).all():
             raise ValueError(
                 "privacy.clip: the update is not finite; lower train.lr"
             )
+        # Of the update too: one noise on two updates would show their difference.
         digest = hashlib.blake2b(start.tobytes() + update.tobytes()).digest()
         noise = gaussian(secret + digest, update.size)
         deviation = self._privacy.noise * self._privacy.clip

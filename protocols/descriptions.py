@@ -122,6 +122,7 @@ def documented_parameters(function: object) -> dict[str, str]:
     meanings: dict[str, str] = {}
     if section is None:
         return meanings
+    # An entry begins at the margin, and its meaning is indented.
     for entry in re.split(r"^(?=\S)", section[1], flags=re.M)[1:]:
         heading, _, meaning = entry.partition("\n")
         for name in heading.partition(":")[0].split(","):

@@ -190,6 +190,7 @@ class Message:
 
     def config(self) -> Config:
         """Return the first :class:`Config` record (empty if there is none)."""
+        # By type and not by name: in Flower a strategy may choose the names.
         return next(
             (
                 record

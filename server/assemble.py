@@ -78,6 +78,7 @@ def assemble(
         If the data, the strategy, the learner or its model cannot be built, or they do not fit
         each other, the clients or the configuration.
     """
+    # First, as the checks below read settings with all their defaults.
     config = resolve(config)
     if clients is not Clients.VIRTUAL:
         check_honest(config)

@@ -107,6 +107,7 @@ def serve(  # noqa: PLR0913  # the options of a command
     is_resumed = resume and (out / "config.toml").is_file()
     if is_resumed:
         earlier = RunFolder.open(out)
+        # Absolute, as a run may go on from another working folder.
         changes = differences(earlier.config.absolute(), parts.config)
         if earlier.complete and not changes:
             _dismiss(parts.config, earlier, entrance, ready)
@@ -127,6 +128,7 @@ def serve(  # noqa: PLR0913  # the options of a command
             # A client whose work was all done before the server came back may not have come
             # to this process yet.
             grid.finish(everyone=is_resumed)
+        # After the clients are let go, as they need not wait for it.
         write_report([folder], folder.path)
     return result
 
@@ -190,6 +192,7 @@ def _fence_key(folder: Path) -> bytes:
     """Read the secret that fences of a run are made with; make it at first."""
     path = folder / FENCE_KEY
     try:
+        # Never anew: with another key no client could prove that it was here before.
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         # Readable by its owner alone from the start.
         with os.fdopen(os.open(path, flags, 0o600), "wb") as file:

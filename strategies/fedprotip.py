@@ -104,6 +104,7 @@ class FedProtip(Fot):
                 if isinstance(extra, Arrays):
                     self._add(extra)
             for space in self._spaces:
+                # Earlier tasks keep the directions that clients were told of.
                 if not space.basis.shape[1]:
                     space.basis = self._find_directions(space.moment)
 
@@ -151,6 +152,7 @@ class FedProtip(Fot):
 
     def _add(self, extra: Arrays) -> None:
         """Add one client's features to those of its task."""
+        # Sorted, as clients may name the classes of a task in any order.
         classes = sorted(int(label) for label in extra[CLASSES])
         half = torch.tensor(extra[FEATURES], dtype=torch.float64)
         moment = symmetric(half, self._width)

@@ -99,6 +99,7 @@ class Lorm(PairedStrategy):
         grid: Grid,
     ) -> Iterable[FlowerMessage]:
         """Note which factor the round trains."""
+        # Merging must know later which of the two factors was trained.
         self._is_b_trained = trains_b(int(config["round"]))  # type: ignore[arg-type]
         return super().configure_train(server_round, arrays, config, grid)
 
@@ -119,6 +120,7 @@ class Lorm(PairedStrategy):
         replies: Iterable[FlowerMessage],
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Average as FedAvg does, then merge by Eqs. (1) to (3)."""
+        # A list, as an iterator would be used up before the base class reads it.
         replies = list(replies)
         updates = {
             client_of(reply.metadata.src_node_id): to_arrays(
@@ -133,6 +135,7 @@ class Lorm(PairedStrategy):
         if record is None or not clients:
             return record, metrics
         arrays = to_arrays(record)
+        # On one thread, so that sums are taken in one order on every machine.
         with one_thread():
             for name in self._names:
                 self._merge_layer(arrays, name, updates, clients)
@@ -157,6 +160,7 @@ class Lorm(PairedStrategy):
             # Nobody answered in the end: the last round's sums are the best there are.
             self._tasks.append(self._current)
         self._current = {}
+        # Adapters of past tasks are merged for scoring, so a new task begins with fresh ones.
         following = Arrays(arrays)
         for name in self._names:
             for key in (
@@ -168,6 +172,7 @@ class Lorm(PairedStrategy):
 
     def extra_to_score(self) -> Arrays | None:
         """Return the factors of all tasks, Eq. (4)."""
+        # With the current task, as scores are taken in the middle of it too.
         tasks = [
             *self._tasks,
             *([self._current] if self._current else []),
@@ -199,11 +204,13 @@ class Lorm(PairedStrategy):
 
     def _unpack(self, extra: Arrays) -> dict[str, Tensor]:
         """Read one client's G, float64 [d] or [d, d] a layer."""
+        # In float64, as a nearly singular matrix magnifies rounding when it is inverted.
         grams = {
             n: torch.tensor(a, dtype=torch.float64) for n, a in extra.items()
         }
         if self.gram == "diagonal":
             return grams
+        # A matrix that is symmetric travels by half.
         return {n: symmetric(half, self._widths[n]) for n, half in grams.items()}
 
     def _merge_layer(
@@ -274,6 +281,7 @@ def merge(
     """
     total = _added(grams)
     pairs = zip(matrices, grams, strict=True)
+    # Deviations from the mean, so that the mean stays where no input decides.
     deviation = _added([_times(matrix - mean, gram) for matrix, gram in pairs])
     return mean + _divided(deviation, total)
 
@@ -325,7 +333,9 @@ def _times(matrix: Tensor, gram: Tensor) -> Tensor:
 def _divided(matrix: Tensor, gram: Tensor) -> Tensor:
     """Multiply by the pseudo-inverse of G, or of its diagonal."""
     if gram.dim() == 1:
+        # A column whose input was always 0 has no say.
         return torch.where(gram > 0, matrix / gram, 0.0)
+    # A pseudo-inverse: inputs seldom span all directions.
     inverse: Tensor = torch.linalg.pinv(gram, hermitian=True)
     return matrix @ inverse
 

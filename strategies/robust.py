@@ -121,6 +121,7 @@ def select_repeatedly(
     while len(chosen) < selected:
         part = distances[np.ix_(remaining, remaining)]
         chosen.append(remaining.pop(krum_order(part, malicious)[0]))
+    # In the order of clients: a sum of floats depends on its order.
     return [contents[place] for place in sorted(chosen)]
 
 

@@ -119,6 +119,7 @@ class Dataset:
                 f"train images are {self.train_x.shape[1:]}, "
                 f"test images {x.shape[1:]}"
             )
+        # A label without a name would have no row in the head.
         if y.min() < 0 or y.max() >= self.classes:
             raise self._error(
                 f"{part}_y runs from {y.min()} to {y.max()}; "
@@ -312,6 +313,7 @@ def has_channels_last(shape: Sequence[int]) -> bool:
         Three numbers that should be channels, height, width.
     """
     axis0, axis1, axis2 = shape
+    # Only what can hardly be anything else, as this refuses a data set.
     return axis2 in (1, 3, 4) and axis0 == axis1 > axis2
 
 

@@ -95,6 +95,7 @@ class Shift:
 
     def degree(self, domain: int) -> float:
         """Say how far a domain is on the way to the last one, times strength."""
+        # With a single domain there is no way to go.
         return self.strength * domain / max(1, self.domains - 1)
 
 
@@ -155,6 +156,7 @@ def _turn_season(
     light = 1 - _DARKEST * shift.strength * (1 - math.cos(angle)) / 2
     warmth = _WARMEST * shift.strength * math.sin(angle)
     gains = torch.full((x.shape[1],), light)
+    # Grey images have no warmth.
     if x.shape[1] == 3:
         gains *= torch.tensor([1 + warmth, 1.0, 1 - warmth])
     return (x * gains.view(1, -1, 1, 1)).clamp_(0, 1)

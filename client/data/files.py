@@ -24,6 +24,7 @@ _ENDINGS = frozenset(
         ".ppm",
     )
 )
+# Systems and servers leave these behind, where users hardly see them.
 _CLUTTER = frozenset(
     (
         "__macosx",

@@ -68,6 +68,7 @@ def find_forms(
     ConfigError
         Naming the file, column or setting that is missing or wrong.
     """
+    # Files of tasks win, whatever else lies beside them.
     if (place / "task-000.npz").exists() or not place.exists():
         return None
     if arrays := read_arrays(place):
@@ -136,6 +137,7 @@ class LocalForms:
         return arrays
 
     def _is_of(self, part: _Part, task: int) -> NDArray[np.bool_]:
+        # As text, since a column may hold words as well as numbers.
         if part.tasks is not None:
             return np.asarray(part.tasks == str(task))
         return np.asarray(part.y // self._block == task)
@@ -160,6 +162,7 @@ def _parts_of_arrays(
                 )
         tasks = arrays[keys[2]].astype(str) if config.task_column else None
         labels = np.asarray(arrays[keys[1]])
+        # Other numbers would be cut to whole ones without a word.
         if labels.dtype.kind not in "iu":
             raise ConfigError(
                 f"{place}: array {keys[1]!r} is {labels.dtype}; it must be whole numbers, the "
@@ -214,6 +217,7 @@ def _class_numbers(
     if config.class_names:
         places = {name: number for number, name in enumerate(config.class_names)}
         return _looked_up(names, places.get, place, config.class_names)
+    # Without a list only numbers mean the same to all clients.
     return _looked_up(names, _as_number, place, ())
 
 

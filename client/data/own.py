@@ -212,6 +212,7 @@ def _hub_folder(config: DataConfig) -> Path:
     """Find a set of the hub: in ``data.dir``, or downloaded."""
     repository = config.name.removeprefix(_HUB)
     if config.dir:
+        # With and without the owner's name, as both are usual.
         for folder in (repository, repository.rpartition("/")[2]):
             place = Path(config.dir).expanduser() / folder
             if place.is_dir():

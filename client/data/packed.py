@@ -85,6 +85,7 @@ class Rows:
 
     def row(self, index: int) -> Indices:
         """Give one sequence, as an array of its own."""
+        # Back to int64, which indices are everywhere else.
         part = self.values[self.starts[index] : self.starts[index + 1]]
         return part.astype(np.int64)
 
@@ -173,6 +174,7 @@ class PackedShares(Sequence["ClientShares"]):
         """SHA-256 (hex) of some numbers, and of all classes and rows."""
         total = hashlib.sha256(np.array(header, "<i8").tobytes())
         count = len(self.domain)
+        # In chunks, as the words of all clients at once would double the memory.
         for start in range(0, count, _PER_CHUNK):
             chunk = self._words(start, min(start + _PER_CHUNK, count))
             # Little-endian on every machine.

@@ -74,6 +74,7 @@ def choose_people(column: Column, config: DataConfig, seed: int) -> Values:
     # At least one, as somebody asked for people to be held out.
     count = max(1, round(config.held_out * len(people)))
     drawn = generator(seed, "partition/held out").permutation(people)
+    # In the order of names, so that results list people as the data do.
     return np.sort(drawn[:count])
 
 
@@ -133,6 +134,7 @@ def hold_out_people(
                 f"data.held_out = {show(config.held_out)}: {name} has no sample of any task; leave "
                 "this person out of the list, or raise data.tasks"
             )
+        # A task that comes again is scored on the same samples.
         held_out.append(HeldOutPerson(name, rows * config.repeats))
     return held_out
 

@@ -292,6 +292,7 @@ def local_input(raw: NDArray[Any], spec: SampleSpec) -> Tensor:
     if spec.kind == "tokens":
         _check_tokens(x, spec)
     elif spec.kind == "image" and raw.dtype == np.uint8:
+        # To -1 to 1, as a client cannot know the statistics of all clients' images.
         x.div_(127.5).sub_(1)
     elif spec.kind == "waveform" and raw.dtype == np.int16:
         x.div_(32768)
@@ -303,6 +304,7 @@ def _padded(raw: Raw, spec: SampleSpec) -> NDArray[Any]:
 
 
 def _check_tokens(x: Tensor, spec: SampleSpec) -> None:
+    # On a GPU an index out of range ends the process, and names no sample.
     if x.numel() and not 0 <= int(x.min()) <= int(x.max()) < spec.vocabulary:
         raise ValueError(
             f"token ids run from {int(x.min())} to {int(x.max())}; the vocabulary has "

@@ -63,7 +63,9 @@ class Vocabulary:
         counts = Counter(chain.from_iterable(map(words, texts)))
         # By the alphabet among equals, so that the order of sentences does not matter.
         order = sorted(counts, key=lambda word: (-counts[word], word))
+        # A word met once counts as unknown, so that training meets unknown words too.
         frequent = [word for word in order if counts[word] > 1]
+        # 0 is padding, and 1 stands for an unknown word.
         self.ids = {word: 2 + place for place, word in enumerate(frequent)}
 
     def __len__(self) -> int:

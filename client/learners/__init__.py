@@ -212,6 +212,7 @@ def _settings(config: LearnerConfig) -> LearnerSettings:
                     f"learner.{key} = {show(problem['input'])}: {problem['msg']}"
                 )
         raise ConfigError("\n".join(lines)) from None
+    # An interrupt is no fault of the settings.
     except PASSED_ON:
         raise
     except (
@@ -335,6 +336,7 @@ def keep_at_home(config: ExperimentConfig) -> ExperimentConfig:
     config : ExperimentConfig
         An experiment with real clients, as the user gave it.
     """
+    # A user who has set it has decided.
     is_set = "global_model" in config.evaluation.model_fields_set
     if is_set or not keeps_parameters(config):
         return config

@@ -149,6 +149,7 @@ class Bcn(Rehearsal):
         self._ascent += (cost_worse - cost).item()
         self._descent += (cost - cost_better).item()
         z = z.detach()[: len(batch.y)]
+        # The loss of the batch alone, as other learners report it.
         truth = batch.head.names(batch.y)
         own_loss = Replay(batch.x, truth, joint.head[: len(truth)]).loss(z)
         return own_loss.item(), hits(batch.head.logits(z), batch.y)
@@ -176,6 +177,7 @@ class Bcn(Rehearsal):
 
     def _better_weights(self, joint: Replay) -> Tensors:
         """theta_B: the weights after zeta plain gradient steps down the loss."""
+        # Copies, as the steps of this player must not move the model.
         weights = {
             name: p.detach().clone() for name, p in self._parameters.items()
         }

@@ -174,6 +174,7 @@ class FedProtip(Fot):
     def share(self, task: TaskData, round: Round, ended: bool) -> Tensors:
         """Give what :meth:`shares` lists; there is nothing after a round."""
         width = self.head.in_features
+        # Anew, as the sums are of the present model's features.
         self._moment = torch.zeros(width, width, device=self.device)
         shared = super().share(task, round, ended)
         if not ended:

@@ -99,6 +99,7 @@ class FedSsi(Consolidation):
     def measure(self, task: TaskData, round: Round) -> Tensors:
         """Omega of one task, Eq. (3), at the model as it is."""
         path, end = self.follow(task, round)
+        # Below 0 the loss rose along the path, which tells of no importance.
         return {
             name: path[name].clamp_min(0)
             / ((end[name] - w).square() + self.settings.damping)
@@ -122,6 +123,7 @@ class FedSsi(Consolidation):
         )
         draws = torch.Generator().manual_seed(integer(round.seed, "surrogate"))
         w = self._weights()
+        # A copy: the client's own model stays as it was trained.
         v = {name: value.clone().requires_grad_() for name, value in w.items()}
         path = {name: torch.zeros_like(value) for name, value in w.items()}
         eta, size = (

@@ -199,6 +199,7 @@ class JointCentral(_Jointly):
     @classmethod
     def strategy_options(cls, settings: LearnerSettings) -> dict[str, Any]:
         """Return the strategy's budget, in which 0 stands for all."""
+        # The strategy's budget is a number, and 0 stands for all samples.
         options = settings.model_dump()
         return {
             "budget": 0.0 if options["budget"] == "all" else options["budget"]

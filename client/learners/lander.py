@@ -76,6 +76,7 @@ class LanderSettings(TargetSettings):
 
 def draw_anchors(classes: int, width: int) -> Tensor:
     """Draw the anchors, float [classes, width]; the same everywhere."""
+    # The seed is fixed, so that clients agree on anchors that never travel.
     draws = torch.Generator().manual_seed(_SEED)
     # As features that end in a ReLU have no negative numbers.
     return torch.randn(classes, width, generator=draws).relu()
@@ -156,6 +157,7 @@ class Lander(Target):
             raise ValueError(
                 f"features of synthetic images have shape {tuple(features.shape)}"
             )
+        # A copy, as received arrays are views of a message's buffer.
         self._pool["features"] = features.clone()
 
     def begin(self, task: TaskData, round: Round) -> None:

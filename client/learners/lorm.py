@@ -153,6 +153,7 @@ class Lorm(Learner):
             shape_b = (len(adapter.b.weight), len(a), *adapter.b.weight.shape[2:])
             if a.shape != shape_a or b.shape != shape_b:
                 raise ValueError(f"factors of {name} do not fit its adapter")
+            # Copies, as received arrays are views of a message's buffer.
             factors[f"body.{name}.a.weight"] = a.clone()
             factors[f"body.{name}.b.weight"] = b.clone()
         self._factors = factors

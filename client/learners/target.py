@@ -173,6 +173,7 @@ class Target(Learner):
     def begin(self, task: TaskData, round: Round) -> None:
         """Lay out the synthetic images."""
         super().begin(task, round)
+        # Draws of their own, so that images change nothing in the order of batches.
         self._draws = torch.Generator().manual_seed(
             integer(round.seed, "synthetic")
         )

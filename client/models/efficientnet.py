@@ -105,10 +105,12 @@ class _Input(nn.Module):
         self.side = side
         mean = (torch.tensor(_IMAGENET_MEAN) - _MEAN) / _STD
         std = torch.tensor(_IMAGENET_STD) / _STD
+        # Not persistent, as constants are no part of what clients exchange.
         self.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
         self.register_buffer("std", std.view(3, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        # To resize to the size that images have would only cost time.
         if self.side and x.shape[-2:] != (
             self.side,
             self.side,
@@ -166,6 +168,7 @@ class _Block(nn.Module):
             nn.ReLU6(),
             *_normalised(hidden, stage.channels, 1),
         )
+        # A sum needs equal shapes, and the published network has no projection.
         self.has_shortcut = stride == 1 and inputs == stage.channels
 
     def forward(self, x: Tensor) -> Tensor:

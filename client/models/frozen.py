@@ -80,6 +80,7 @@ class Backbone(nn.Module):
         Float [n, *shape] to float32 [n, *feature_shape], without a graph.
         """
         kind = x.device.type
+        # In float32 whatever train.precision says, as features are stored and used again.
         with torch.no_grad(), torch.autocast(kind, enabled=False):
             if kind != "cpu":
                 return cast(Tensor, self.frozen(x))
@@ -144,6 +145,7 @@ class RandomFeatures(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
+        # Scaled so that features vary about as much as their inputs.
         drawn = torch.randn(inputs, outputs) / inputs**0.5
         self.matrix = nn.Parameter(drawn, requires_grad=False)
 
@@ -200,6 +202,7 @@ def _train_last(
     cut = blocks[-count]
     for unit in units[:cut]:
         freeze(unit)
+    # Without a sequence there is no place to cut.
     if not _is_sequence(body):
         return body
     return Backbone(

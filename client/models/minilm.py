@@ -21,6 +21,7 @@ DIM = 384
 _HEADS = 12
 _WIDE = 1536
 _POSITIONS = 512
+# As published. PyTorch's default, 1e-5, would give other features.
 _EPSILON = 1e-12
 
 
@@ -76,6 +77,7 @@ class _MiniLm(nn.Module):
         for block in self.blocks:
             steps = block(steps, is_token)
         weights = is_token.to(steps.dtype)[:, :, None]
+        # A text without tokens gets the mean 0, and not 0 / 0.
         mean = (steps * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
         return F.normalize(mean, dim=1)
 

@@ -200,6 +200,7 @@ def _read_file(
 ) -> tuple[Any, Tensors]:
     """Read a file's tree and its tensors, or those of some names."""
     try:
+        # A sealed file has to be opened as a whole.
         if not files.can_map:
             metadata, tensors = _parse_safetensors(files.read(path), names)
         else:

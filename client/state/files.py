@@ -133,10 +133,12 @@ class SealedFiles(Files):
 
     def is_marked(self, mark: str) -> bool:
         """Say whether a mark was made with this key."""
+        # In constant time, so that timing tells nothing about a mark.
         return hmac.compare_digest(mark, self.mark)
 
     def write(self, path: Path, data: bytes, durable: bool = True) -> None:
         """Seal a file and write it whole or not at all."""
+        # A key for each file, so that its nonces may count from 0.
         salt = secrets.token_bytes(_SALT_BYTES)
         cipher = self._cipher(salt)
         name = path.name.encode()

@@ -100,6 +100,7 @@ class StateStore:
         StateLost
             If that version was not saved, or its file is damaged.
         """
+        # Version 0 is a client that has not worked yet.
         if version == 0:
             self._stored.pop(client, None)
             return {}

@@ -113,6 +113,7 @@ class _Packer:
 
     def _pack_array(self, array: np.ndarray, path: str) -> Leaf:
         try:
+            # A copy, as the learner may go on to change its array.
             tensor = torch.from_numpy(np.array(array, order="C"))
         except (TypeError, ValueError):
             raise StateError(
@@ -121,6 +122,7 @@ class _Packer:
         return self._number(tensor, _ARRAY)
 
     def _number(self, tensor: torch.Tensor, kind: str) -> Leaf:
+        # Without its graph, which would keep a step's tensors in memory.
         tensor = tensor.detach()
         storage = tensor.untyped_storage()
         is_dense = tensor.is_contiguous() and storage.nbytes() == tensor.nbytes

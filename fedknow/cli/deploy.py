@@ -334,6 +334,7 @@ def _announce(listen: str, port_file: Path | None, port: int) -> None:
     """Say where clients can connect now."""
     from fedknow.protocols.files import write_atomic
 
+    # From the right, as an IPv6 address has colons of its own.
     address = f"{listen.rpartition(':')[0]}:{port}"
     logging.getLogger("fedknow").info("listening on %s", address)
     if port_file is not None:

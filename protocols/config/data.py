@@ -226,6 +226,7 @@ class DataConfig(Section):
                 f"data.shape = {self.shape}: sides of images end at {MOST_SIDE}; scale the "
                 "images down"
             )
+        # Nothing else tells how many rows an embedding needs.
         if (self.kind == "tokens") != (self.vocabulary > 1):
             raise ValueError(
                 f"data.vocabulary = {self.vocabulary} with data.kind = {self.kind!r}: give the "
@@ -341,6 +342,7 @@ def _check_local(data: DataConfig) -> None:
             f"data.classes = {data.classes}, and data.class_names has {len(names)}; leave "
             "data.classes out, or name each class"
         )
+    # Labels are looked up by name, so that a second class of a name would vanish.
     if len(set(names)) < len(names):
         raise ValueError(
             f"data.class_names = {names}: it must name each class once"

@@ -28,6 +28,7 @@ from fedknow.protocols.wire.sparse import (
 
 __all__ = ["Encoding", "check", "decode", "encode", "lossy"]
 
+# Little-endian, whatever the machine.
 _TYPES: dict[int, np.dtype] = {
     value: np.dtype(name.lower()).newbyteorder("<")
     for name, value in pb.Tensor.Type.items()
@@ -206,6 +207,7 @@ def decode(
         As :func:`check`; and ``TRUNCATED``, ``BAD_CHECKSUM``, ``MALFORMED`` or ``BAD_VALUE``
         for the bytes.
     """
+    # Before anything is allocated, as sizes are only claims of the sender.
     check(tensor, limits or Limits())
     if len(payload) != tensor.length:
         raise WireError(

@@ -124,6 +124,7 @@ def _from_scaled(
             Code.BAD_VALUE,
             f"tensor {tensor.name!r} holds -128; -127 to 127 are in use",
         )
+    # By blocks, as a large tensor in float64 would need much memory at once.
     flat = np.empty(quantised.size, dtype)
     for block in _blocks(flat.size):
         flat[block] = np.multiply(

@@ -99,6 +99,7 @@ def check_layout(record: Record, layout: Layout) -> None:
 def _is_declared(shape: tuple[int, ...], declared: tuple[int, ...]) -> bool:
     """Return whether a shape is the declared one, in which -1 is any size."""
     return len(shape) == len(declared) and all(
+        # A length of -1 depends on the client, and any will do.
         expected in (-1, size)
         for size, expected in zip(shape, declared, strict=True)
     )

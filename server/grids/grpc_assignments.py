@@ -92,6 +92,7 @@ class Assignments:
         """Take all clients' work back: no answers are wanted any more."""
         for peer in self.roster.peers.values():
             peer.work = None
+        # Answers that are still on their way count as late.
         self._owners.clear()
 
     def drop(self, node: int) -> None:

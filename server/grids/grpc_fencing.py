@@ -124,6 +124,7 @@ class Arbiter:
         """Put on record that two hold one identity, once for each pair."""
         client = client_of(peer.node)
         places = [address_of(link.context), address_of(context)]
+        # Told once, as a refused client soon tries again.
         if peer.conflict == [*places, outcome]:
             return
         peer.conflict = [*places, outcome]

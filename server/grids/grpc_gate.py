@@ -76,6 +76,7 @@ class Roster:
                 peer.since = time.time()
                 peer.joined += 1
             self._changed.notify_all()
+        # Outside the lock, as a listener may take its time.
         self._presence(self.absent())
 
     def place(self, client: int | None, ejected: Collection[int] = ()) -> Peer:
@@ -272,4 +273,5 @@ def address_of(context: Any) -> str:
     """Give the address that a call comes from, without its port."""
     # gRPC's form: ipv4:192.0.2.7:4711, ipv6:%5B2001:db8::1%5D:4711 or unix:...
     peer: str = context.peer()
+    # Without the port, which changes with each connection.
     return peer.rpartition(":")[0] or peer

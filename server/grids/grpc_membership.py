@@ -271,4 +271,5 @@ def _stamp(path: Path) -> tuple[int, int]:
         status = path.stat()
     except OSError:
         return 0, 0
+    # The inode too: a file may be replaced twice within one tick of the clock.
     return status.st_mtime_ns, status.st_ino

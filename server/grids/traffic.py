@@ -38,6 +38,7 @@ class Traffic:
         dict of str to dict
             By kind ``down``, ``up`` and ``messages``.
         """
+        # A copy, as an event keeps the counts of its moment.
         return {kind: dict(count) for kind, count in self._counts.items()}
 
     def restore(self, counts: Mapping[str, Mapping[str, int]]) -> None:

@@ -146,4 +146,5 @@ def _numbers(difference: Difference) -> dict[str, Any]:
 
 
 def _finite(value: float) -> float | None:
+    # JSON has no NaN.
     return value if math.isfinite(value) else None

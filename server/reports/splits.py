@@ -81,10 +81,12 @@ class Holdings:
         KeyError
             If it is of a version that did not count the samples of a class.
         """
+        # Each client has a row, and a picture of more rows cannot be read.
         shown = partition["clients"][:MOST_CLIENTS]
         held = [dict(_counts(shares)) for shares in shown]
         pairs = sorted(set(chain.from_iterable(map(_columns, shown))))
         columns = pairs[:MOST_COLUMNS]
+        # NaN and not 0: a class that a client does not have is drawn grey.
         counts = np.full((len(held), len(columns)), np.nan)
         for row, numbers in zip(counts, held, strict=True):
             row[:] = [numbers.get(column, np.nan) for column in columns]
@@ -172,6 +174,7 @@ def _draw(figure: Figure, split: Holdings) -> None:
 
 def _scale(counts: Array) -> Normalize:
     smallest, largest = np.nanmin(counts), np.nanmax(counts)
+    # On a linear scale small shares would all look like none.
     if largest >= SPREAD * smallest:
         return LogNorm(smallest, largest)
     # From zero, so that twice as bright is about twice as many.
@@ -221,6 +224,7 @@ def _task_table(clients: Sequence[Sequence[Mapping[str, Any]]]) -> Table:
     tasks = max(map(len, clients))
     rows = []
     for task in range(tasks):
+        # Clients may have different numbers of tasks.
         shares = [shares[task] for shares in clients if task < len(shares)]
         sizes = [share["train"] for share in shares]
         held = [len(share["held"]) for share in shares]

@@ -107,10 +107,12 @@ def t_test(values: Sequence[float]) -> float:
         NaN with fewer than two values. Without any spread 1 where all are zero, else 0.
     """
     numbers = np.asarray(values, dtype=np.float64)
+    # A single seed has no spread.
     if numbers.size < 2:
         return math.nan
     spread = float(numbers.std(ddof=1)) / math.sqrt(numbers.size)
     mean = float(numbers.mean())
+    # Equal differences have no spread to divide by.
     if spread == 0:
         return 1.0 if mean == 0 else 0.0
     return float(2 * stdtr(numbers.size - 1, -abs(mean) / spread))
@@ -140,6 +142,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     highest = 0.0
     for step, place in enumerate(order):
         scaled = (len(order) - step) * p_values[place]
+        # Never below the one before, or a larger p could count for more than a smaller one.
         highest = min(1.0, max(highest, scaled))
         corrected[place] = highest
     return corrected
@@ -210,7 +213,9 @@ def rank(scores: Mapping[str, Sequence[float]]) -> Ranks:
     if np.isnan(table).any():
         raise ValueError("ranks need a score of each method on each stream")
     methods, streams = table.shape
+    # Negated, as the highest score has rank 1.
     means = rankdata(-table, axis=0).mean(1)
+    # Stable, so that equal methods stay in the order given.
     order = np.argsort(means, kind="stable")
     names = list(scores)
     scale = math.sqrt(methods * (methods + 1) / (6 * streams))

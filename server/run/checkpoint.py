@@ -157,6 +157,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> threading.Thread:
         save_state(target / "state.safetensors", state, durable=False)
         # The whole file system: clients' states and events belong to the checkpoint too.
         sync_disk(folder)
+    # After an interrupt too, as half a checkpoint only fills the disk.
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
         raise

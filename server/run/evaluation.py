@@ -220,6 +220,7 @@ def draw_sample(seed: int, clients: int, size: int) -> list[int] | None:
     """
     if not size or size >= clients:
         return None
+    # Draws of their own, so that scoring fewer clients changes no training.
     drawn = generator(seed, "scored clients").choice(clients, size, replace=False)
     sample: list[int] = np.sort(drawn).tolist()
     return sample

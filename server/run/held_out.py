@@ -60,6 +60,7 @@ class HeldOutScores:
     def add_task(self, task: int, correct: Floats, total: Floats) -> None:
         """Add results after a task, float64 [person, seen]."""
         self.correct[:, :, task] = correct
+        # A task that is not scored yet has no size, and an earlier one keeps its own.
         self.weights = np.where(np.isfinite(total), total, self.weights)
 
     def accuracy(self) -> Floats:
@@ -135,6 +136,7 @@ class HeldOutScorer:
             return None
         began = time.perf_counter()
         learner = self._learner(benchmark)
+        # Anew, so that no scoring depends on the one before it.
         learner.load_state_dict({})
         learner.receive(as_tensors(arrays))
         if means:

@@ -104,6 +104,7 @@ class Incidents:
         weights : mapping
             By client, what it claimed and what counts in its place.
         """
+        # Once for each client, as the next rounds would only repeat it.
         for client in sorted(weights.keys() - self._bounded):
             claimed, counted_weight = weights[client]
             self._bounded.add(client)

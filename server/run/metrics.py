@@ -320,6 +320,7 @@ def _median(values: Floats) -> float:
 
 
 def _trimmed_mean(values: Floats) -> float:
+    # Rounded down, so that of few clients none is left out.
     left_out = int(TRIMMED * len(values))
     ordered = np.sort(values)
     return float(ordered[left_out : len(values) - left_out].mean())

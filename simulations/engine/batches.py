@@ -90,6 +90,7 @@ def take_batch(queue: deque[Job], at_least: int = 1) -> list[Job]:
     """
     # Half, so that batches grow smaller towards the end and workers finish together.
     size = max((len(queue) + 1) // 2, at_least)
+    # A rest too small for a batch of its own goes along.
     if len(queue) - size < at_least:
         size = len(queue)
     # A client that a worker died on is at the front. It is tried alone, to tell it from the

@@ -50,6 +50,7 @@ class TaskParameters:
         return cls(
             {name: b.new_full(_unit_shape(b), mask) for name, b in base.items()},
             {
+                # At 0 a new task begins as the base alone, and is sparse.
                 name: torch.zeros_like(b, requires_grad=False)
                 for name, b in base.items()
             },
@@ -85,6 +86,7 @@ class TaskParameters:
 
     def adaptive_copy(self) -> Tensors:
         """Copy the adaptive parameters."""
+        # Copies, as training goes on to change the originals in place.
         return {name: a.clone() for name, a in self.adaptive.items()}
 
     def drop_small(self, threshold: float) -> None:

@@ -145,6 +145,7 @@ class Learner(Hooks, metaclass=_StartsFresh):
         bases = (
             base.overridden for base in cls.__bases__ if issubclass(base, Learner)
         )
+        # Once for each class, as every step asks for it.
         cls.overridden = frozenset(vars(cls)).union(*bases)
 
     def __init__(
