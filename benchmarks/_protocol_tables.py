@@ -257,10 +257,11 @@ def data_costs(measured: Json) -> str:
             ]
             rows.append([f"`{preset}`", f"`{learner}`", *figures])
         load = case["about"]["load_at_end"]
-        origins.append(
-            f"{preset}: seed {case['seed']}, load {load:.1f} at the end"
-        )
-    origin = case["about"] | {"load_at_end": None, "note": "; ".join(origins)}
+        origins.append(f"{preset} {case['seed']}, {load:.1f}")
+    origin = case["about"] | {
+        "load_at_end": None,
+        "note": f"Seeds, loads at the end: {'; '.join(origins)}",
+    }
     return f"{table(head, rows)}\n\n{provenance(origin)}"
 
 

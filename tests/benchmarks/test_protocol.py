@@ -153,7 +153,7 @@ def test_costs_are_of_a_fresh_process_each(tmp_path: Path, monkeypatch) -> None:
     assert len(caches) == 2
     text = load("_protocol_tables").data_costs(json.loads(path.read_text()))
     assert "| `digits` | `fedknow` | 500 | 0.0 | 2 | 1 |" in text
-    assert "digits: seed 2001, load" in text
+    assert "Seeds, loads at the end: digits 2001, " in text
 
 
 def test_costs_of_a_run_are_measured(monkeypatch, tmp_path: Path) -> None:
