@@ -53,8 +53,6 @@ FIGURES = (
     "bytes",
     "flops",
     "seconds",
-    "peak_memory_mb",
-    "client_memory_bytes",
 )
 VARIANTS = {
     "fedknow-sum": ("fedknow", {"integrator": "sum"}),

@@ -27,6 +27,7 @@ from fedknow.strategies.guarded import (
 )
 from fedknow.strategies.joint import JointCentral
 from fedknow.strategies.lander import Lander
+from fedknow.strategies.loci import Loci
 from fedknow.strategies.lorm import Lorm
 from fedknow.strategies.robust import (
     Bulyan,
@@ -136,6 +137,11 @@ BUILTIN = {
     "lander": Builtin(
         Lander,
         "the same, near an anchor for each class, for the learner lander (Tran et al. 2024)",
+    ),
+    "loci": Builtin(
+        Loci,
+        "each task's knowledge mixed with that of like tasks, for the learner loci (Luopan et al. "
+        "2025)",
     ),
     "lorm": Builtin(
         Lorm,

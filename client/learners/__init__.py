@@ -47,6 +47,7 @@ from fedknow.client.learners.joint import (
     JointEqual,
 )
 from fedknow.client.learners.lander import Lander
+from fedknow.client.learners.loci import Loci
 from fedknow.client.learners.lorm import Lorm
 from fedknow.client.learners.lwf import Lwf
 from fedknow.client.learners.mas import Mas
@@ -123,6 +124,7 @@ LEARNERS: dict[str, type[Learner]] = {
     "lorm": Lorm,
     "glfc": Glfc,
     "lander": Lander,
+    "loci": Loci,
 }
 
 
@@ -246,11 +248,11 @@ def resolve(config: ExperimentConfig) -> ExperimentConfig:
     settings = _settings(config.learner)
     # With all defaults spelled out, so that a later version's defaults change no resumed run.
     learner = LearnerConfig(name=config.learner.name, **settings.model_dump())
-    strategy = _with_paired_strategy(config, kind, settings)
+    strategy = _with_counterpart(config, kind, settings)
     return config.model_copy(update={"learner": learner, "strategy": strategy})
 
 
-def _with_paired_strategy(
+def _with_counterpart(
     config: ExperimentConfig, kind: type[Learner], settings: LearnerSettings
 ) -> StrategyConfig:
     """Give the strategy that a learner needs; otherwise the configured one.

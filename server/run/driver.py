@@ -27,6 +27,7 @@ from fedknow.server.run.exchange import choose_exchange
 from fedknow.server.run.schedule import TaskSchedule, Turn
 from fedknow.server.run.weights import bound_weights
 from fedknow.strategies.central_privacy import GaussianMean
+from fedknow.strategies.paired import PairedStrategy
 
 __all__ = ["Driver", "HookDriver", "training_messages"]
 
@@ -237,8 +238,10 @@ class HookDriver(Driver):
     ) -> Mapping[str, Any]:
         """Have the strategy aggregate; gives its metrics."""
         run = self._run
-        if not run.state.arrays:
-            # Some strategies stumble over it if nothing travels that could be aggregated.
+        has_halves = isinstance(run.parts.strategy, PairedStrategy)
+        if not run.state.arrays and not has_halves:
+            # Some strategies stumble over it if nothing travels that could be aggregated. A
+            # paired one may have been sent something else.
             run.calls.adopt(task, round, run.state.arrays)
             return {}
         with run.calls.call("aggregate_train", task, round):

@@ -1,7 +1,8 @@
 """Golden runs: small experiments whose numbers no change of the code may move.
 
 ``python tests/golden/golden.py --write`` records them in ``golden.json``. Record only where a
-change of numbers is meant, and say in the commit which numbers changed and why.
+change of numbers is meant, and say in the commit which numbers changed and why. ``--add`` records
+the runs that are not in it yet, and on which machine, and leaves all others as they are.
 """
 
 from __future__ import annotations
@@ -128,6 +129,11 @@ SETTINGS: dict[str, list[str]] = {
         "data.arrival_lag=1",
         *FLEET,
     ],
+    "loci, all clients": [
+        "learner=loci",
+        "strategy.fraction=1",
+        "data.task_order=shuffled",
+    ],
     "stsa, light": ["learner=stsa", "learner.light=true", *FROZEN],
     "fedrep, staggered": [
         "learner=fedrep",
@@ -136,7 +142,12 @@ SETTINGS: dict[str, list[str]] = {
     ],
 }
 """Runs besides one of each learner, in each scenario that it is made for."""
-OVER_GRPC = ("fedknow", "fedknow-plus", "fedweit")
+OVER_GRPC = (
+    "fedknow, task-incremental",
+    "fedknow-plus, task-incremental",
+    "fedweit, task-incremental",
+    "loci, all clients",
+)
 WAIT = 120
 """Seconds that no client takes."""
 
@@ -267,24 +278,53 @@ def _listed(array: Any) -> Any:
     return None if value != value else value
 
 
-def record() -> dict[str, Any]:
-    """Run everything and give what came of it."""
+def run_all(table: dict[str, ExperimentConfig]) -> dict[str, Any]:
+    """Run experiments and give what came of each."""
     runs = {}
     with tempfile.TemporaryDirectory() as folder:
-        for i, (name, config) in enumerate(experiments().items()):
+        for i, (name, config) in enumerate(table.items()):
             print(name, file=sys.stderr, flush=True)
             runs[name] = numbers(run_inline(config, Path(folder) / str(i)))
-    return {"machine": machine(), "runs": runs}
+    return runs
+
+
+def record() -> dict[str, Any]:
+    """Run everything and give what came of it."""
+    runs = run_all(experiments())
+    return {"machine": machine(), "added": {}, "runs": runs}
+
+
+def add(recorded: dict[str, Any]) -> dict[str, Any]:
+    """Run what a record lacks, and note the machine where it is another one."""
+    table = experiments()
+    lacking = {
+        name: config
+        for name, config in table.items()
+        if name not in recorded["runs"]
+    }
+    runs = recorded["runs"] | run_all(lacking)
+    places = recorded.get("added", {})
+    if machine() != recorded["machine"]:
+        places |= dict.fromkeys(lacking, machine())
+    return {
+        "machine": recorded["machine"],
+        "added": places,
+        # In the order of a record made at once.
+        "runs": {name: runs[name] for name in table},
+    }
 
 
 def main() -> None:
     """Record the golden runs."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--write", action="store_true", required=True)
-    parser.parse_args()
+    mode = parser.add_mutually_exclusive_group(required=True)
+    mode.add_argument("--write", action="store_true")
+    mode.add_argument("--add", action="store_true")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
+    result = add(json.loads(FILE.read_text())) if arguments.add else record()
     FILE.write_text(
-        json.dumps(record(), separators=(",", ":")).replace('},"', '},\n"') + "\n"
+        json.dumps(result, separators=(",", ":")).replace('},"', '},\n"') + "\n"
     )
 
 

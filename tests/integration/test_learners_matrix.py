@@ -76,6 +76,9 @@ def experiment(name, scenario, *changes):
         keys += LITTLE_EFFORT
     trained = learner_class(name).model_train
     keys.append(f"model.train={trained}")
+    # What the server mixes of a round goes to those who train again in the task.
+    if name == "loci":
+        keys.append("strategy.fraction=1")
     # Adapters begin as nothing, and B alone is trained in the first round.
     if trained == "lora":
         keys.append("train.lr=0.01")

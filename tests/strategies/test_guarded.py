@@ -46,6 +46,7 @@ HOOKS_ONLY = [
         "fedprotip",
         "lorm",
         "lander",
+        "loci",
         "afcl",
         "stsa",
     }

@@ -110,6 +110,7 @@ NEEDED = (
             "fedknow-plus",
             "fot",
             "fedprotip",
+            "loci",
         )
     }
     | {
