@@ -41,6 +41,8 @@ COLUMNS = [
     "samples learned from, k",
     "kept a client",
     "operations, G",
+    "peak memory, MB",
+    "seconds",
     "accuracy less `fedknow`'s",
     "corrected p",
     "forgetting less `fedknow`'s",
@@ -107,7 +109,15 @@ def _figures(entry: Json) -> list[str]:
     cells.append(f"{_mean(entry, 'samples') / 1e3:,.0f}")
     cells.append(size(_mean(entry, "knowledge_bytes")))
     cells.append(f"{_mean(entry, 'flops') / 1e9:,.0f}")
-    return cells
+    return cells + [
+        _recorded(entry, key) for key in ("peak_memory_mb", "seconds")
+    ]
+
+
+def _recorded(entry: Json, key: str) -> str:
+    """Give a mean, or a dash where older results lack the figure."""
+    values = [run.get(key) for run in entry["runs"]]
+    return "–" if None in values else f"{_mean(entry, key):,.0f}"
 
 
 def chosen_settings(measured: Json) -> str:
@@ -225,9 +235,40 @@ def steps(measured: Json) -> str:
     return f"{table(head, rows)}\n\n{provenance(measured['about'])}"
 
 
+def data_costs(measured: Json) -> str:
+    """Show what runs of the presets of other data took, each in a process."""
+    head = [
+        "preset",
+        "method",
+        "peak memory, MB",
+        "a client's training, computed, MB",
+        "seconds",
+        "of a processor",
+    ]
+    rows: list[list[str]] = []
+    origins = []
+    for preset, case in measured["presets"].items():
+        for learner, run in case["runs"].items():
+            figures = [
+                f"{run['peak_memory_mb']:,.0f}",
+                f"{run['client_memory_bytes'] / 1e6:,.1f}",
+                f"{run['seconds']:,.0f}",
+                f"{run['cpu_seconds']:,.0f}",
+            ]
+            rows.append([f"`{preset}`", f"`{learner}`", *figures])
+        load = case["about"]["load_at_end"]
+        origins.append(f"{preset} {case['seed']}, {load:.1f}")
+    origin = case["about"] | {
+        "load_at_end": None,
+        "note": f"Seeds, loads at the end: {'; '.join(origins)}",
+    }
+    return f"{table(head, rows)}\n\n{provenance(origin)}"
+
+
 PROTOCOL_TABLES: dict[str, Callable[[Json], str]] = {
     **dict.fromkeys(PROTOCOL, protocol),
     **{f"{name}_settings": chosen_settings for name in PROTOCOL},
+    "data_costs": data_costs,
     "protocol_steps": steps,
     "published": published,
 }

@@ -123,7 +123,7 @@ class Stopwatch:
         naive: bool,
     ) -> None:
         self.device = find_device(device, "--device")
-        self._border = DeviceTransfer(self.device)
+        self._transfer = DeviceTransfer(self.device)
         plain_config = config.model_copy(
             update={"learner": type(config.learner)(name="fedavg")}
         )
@@ -169,8 +169,8 @@ class Stopwatch:
         """
         seconds, violating, active = [], 0, 0
         state, parameters = (
-            self._border.enter(main.state_dict()),
-            self._border.enter_task(task),
+            self._transfer.enter(main.state_dict()),
+            self._transfer.enter_task(task),
         )
         for name, contestant in self.ways.items():
             contestant.load_state_dict(state if name != "fedavg" else {})

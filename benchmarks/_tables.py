@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from _class_incremental_table import class_incremental
 from _comparison_tables import (
     COMPARISONS,
     Json,
@@ -389,4 +390,5 @@ TABLES: dict[str, Callable[[Json], str]] = {
     "grpc_round_tls": grpc_round,
     "grpc_vs_flower": grpc_vs_flower,
     "versions": versions,
+    "class_incremental_pretrained": class_incremental,
 }

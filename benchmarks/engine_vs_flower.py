@@ -304,10 +304,8 @@ def drive_flower(
     from flwr.serverapp import ServerApp
     from flwr.simulation import run_simulation
 
-    from fedknow.server.grids.strategy_grid import StrategyGrid
-
     server = ServerApp()
-    server.main()(lambda grid, context: drive(StrategyGrid(grid)))
+    server.main()(lambda grid, context: drive(grid))
     backend: dict[str, Any] = {
         "client_resources": {"num_cpus": (os.cpu_count() or 1) / workers},
         "init_args": {"include_dashboard": False, "log_to_driver": False},

@@ -53,6 +53,8 @@ FIGURES = (
     "bytes",
     "flops",
     "seconds",
+    "peak_memory_mb",
+    "client_memory_bytes",
 )
 VARIANTS = {
     "fedknow-sum": ("fedknow", {"integrator": "sum"}),

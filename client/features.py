@@ -1,16 +1,15 @@
 """Features of a frozen network, computed once and kept on disk.
 
-A file is named after all that its content depends on: the frozen weights, the network's settings
-and the samples. So runs share files, and none has to be thrown away.
+A file is named after all that features depend on but the samples: the frozen weights and the
+network's settings. A feature's key in it is a digest of the sample. So runs, clients and
+partitions share features, and none has to be thrown away.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
-import tempfile
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
@@ -22,18 +21,23 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedknow.client.data.samples import SampleSpec
 from fedknow.client.data.stream import Split, TaskData, TaskStream
+from fedknow.client.feature_store import FeatureStore
 from fedknow.client.learners.frames.learner import Learner
-from fedknow.client.models.frozen import Backbone
+from fedknow.client.models.frozen import (
+    Backbone,
+    one_by_one,
+    split_random_features,
+)
 from fedknow.protocols.config import ModelConfig
 
 __all__ = ["FeatureStream", "with_features"]
 
-log = logging.getLogger(__name__)
-
-_FORMAT = 1
+_FORMAT = 2
 """Counted up whenever the rules of computing or storing features change."""
 _REMEMBERED = 1 << 28
 """Bytes of features that a process holds at hand."""
+_BEHIND = {"neck", "random_features", "head", "cache_features"}
+"""Settings of a model that change nothing in what is stored."""
 
 
 def with_features(
@@ -77,10 +81,15 @@ class FeatureStream:
         self._stream = stream
         self._learner = learner
         self._backbone = backbone
+        # Columns drawn anew for each seed are cheap to apply, and would fill the disk.
+        self._stored, self._drawn = split_random_features(backbone.frozen)
+        self._shape = backbone.feature_shape
+        if self._drawn is not None:
+            self._shape = (len(self._drawn.matrix),)
         # Not in the run's folder: runs with the same network share their features.
         folder = os.environ.get("FEDKNOW_CACHE") or "~/.cache/fedknow"
-        self._folder = Path(folder).expanduser() / "features"
-        self._prefix = self._digest(config)
+        name = f"{self._digest(config)[:32]}.sqlite"
+        self._store = FeatureStore(Path(folder).expanduser() / "features" / name)
         self._recent: OrderedDict[tuple[int, int], TaskData] = OrderedDict()
         self._bytes = 0
         self.sample_flops = self._count()
@@ -125,8 +134,8 @@ class FeatureStream:
             self._bytes -= _nbytes(oldest)
         return share
 
-    def _digest(self, config: ModelConfig) -> bytes:
-        """Digest everything but samples that features depend on."""
+    def _digest(self, config: ModelConfig) -> str:
+        """Digest everything but samples that stored features depend on."""
         digest = hashlib.sha256()
         device = self._learner.device.type
         # Devices, versions and memory formats round differently.
@@ -137,11 +146,13 @@ class FeatureStream:
             self._learner.train.channels_last,
         )
         digest.update(repr(facts).encode())
-        settings = config.model_dump(mode="json")
+        settings = config.model_dump(mode="json", exclude=_BEHIND)
         digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         # The weights themselves, as a file of the same name may hold others by now.
-        digest.update(self._learner.entries.frozen_digest.encode())
-        return digest.digest()
+        for name, value in self._stored.state_dict().items():
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.cpu().contiguous().flatten().numpy().tobytes())
+        return digest.hexdigest()
 
     def _count(self) -> int:
         # Blank samples do: the operations depend on shapes alone.
@@ -151,53 +162,36 @@ class FeatureStream:
         return int(counter.get_total_flops())
 
     def _features(self, split: Split) -> Split:
-        # By content, so that clients with the same samples share a file.
-        path = self._folder / f"{self._key(split.x)}.npy"
-        features = _read(path)
-        if features is None:
-            x = self._learner.images(split.x.to(self._learner.device))
-            features = self._backbone.features(x).cpu().contiguous()
-            _write(features, path)
-        return Split(features, split.y)
-
-    def _key(self, x: Tensor) -> str:
-        digest = hashlib.sha256(self._prefix)
-        # The same bytes are other samples in another shape.
-        digest.update(f"{x.dtype} {tuple(x.shape)}".encode())
-        digest.update(x.contiguous().numpy().tobytes())
-        return digest.hexdigest()[:32]
-
-
-def _read(path: Path) -> Tensor | None:
-    """Read features; None where there are none, or the file is damaged."""
-    if not path.exists():
-        return None
-    try:
-        return torch.from_numpy(np.load(path, allow_pickle=False))
-    except (OSError, ValueError, EOFError) as error:
-        log.warning(
-            "%s: damaged features (%s); they are computed again", path, error
-        )
-        return None
+        if not len(split):
+            return Split(self._backbone.features(split.x), split.y)
+        keys = _keys(split.x)
+        stored = self._store.get(keys)
+        # Each once, as a stream with repeats has the same sample several times.
+        missing = {key: row for row, key in enumerate(keys) if key not in stored}
+        if missing:
+            x = split.x[list(missing.values())].to(self._learner.device)
+            output = one_by_one(self._stored, self._learner.images(x)).cpu()
+            fresh = dict(zip(missing, output.flatten(1).numpy(), strict=True))
+            self._store.put(fresh)
+            stored |= fresh
+        stacked = np.stack([stored[key] for key in keys])
+        features = torch.from_numpy(stacked).view(len(keys), *self._shape)
+        if self._drawn is not None:
+            device = self._learner.device
+            features = one_by_one(self._drawn, features.to(device)).cpu()
+        return Split(features.contiguous(), split.y)
 
 
-def _write(features: Tensor, path: Path) -> None:
-    """Write a file as a whole or not at all."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # In the same folder, since renaming across disks is not atomic.
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=".", delete=False
-        ) as draft:
-            np.save(draft, features.numpy(), allow_pickle=False)
-        os.replace(draft.name, path)
-    except OSError as error:
-        log.warning(
-            "%s: features cannot be cached (%s); they are computed again next time. Set "
-            "FEDKNOW_CACHE to a folder with room in it.",
-            path,
-            error.strerror or error,
-        )
+def _keys(x: Tensor) -> list[bytes]:
+    """Digest each sample."""
+    # The same bytes are another sample in another shape.
+    start = hashlib.sha256(f"{x.dtype} {tuple(x.shape[1:])}".encode())
+    keys = []
+    for sample in x.contiguous().numpy():
+        digest = start.copy()
+        digest.update(sample.tobytes())
+        keys.append(digest.digest()[:16])
+    return keys
 
 
 def _nbytes(data: TaskData) -> int:

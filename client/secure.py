@@ -22,7 +22,7 @@ from fedknow.client.secure_requests import (
     read_texts,
     secret_of,
 )
-from fedknow.client.secure_sums import SharedSums, encode_for, note_given
+from fedknow.client.secure_sums import SharedSums
 from fedknow.client.state import State
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.protocols.messages import (
@@ -89,7 +89,7 @@ class SecureNode:
             TRAIN: self._work,
             rounds.UNMASK: self._unmask,
         }
-        if self._sums.layout(END_TASK):
+        if self._sums.layout:
             steps[END_TASK] = self._work
         # In the client's state: the next wave's work may go to another process.
         session = state.get(STATE, {})
@@ -138,8 +138,7 @@ class SecureNode:
                 ),
             }
         )
-        kept_state = self._sums.settle(state, request.get(rounds.UNOPENED))
-        return _reply(message, answer), {**kept_state, STATE: secret}
+        return _reply(message, answer), {**state, STATE: secret}
 
     def _deal_shares(
         self,
@@ -198,7 +197,7 @@ class SecureNode:
         state: State,
         session: Mapping[str, Any],
     ) -> Reply:
-        """Wave 3: do the work, and send its update and sums under masks."""
+        """Wave 3: do the work, and send an update, or sums, under masks."""
         request = message.content.get(rounds.SECURE)
         if not isinstance(request, Config):
             raise ValueError(
@@ -220,16 +219,12 @@ class SecureNode:
         reply, new = self._sums.ask(work, state)
         if reply.failure is not None:
             return reply, new
-        parts = []
-        if message.kind == TRAIN:
-            parts.append(_encode_update(work, reply, len(peers)))
-        if layout := self._sums.layout(message.kind):
-            sums = self._sums.gather(reply, state)
-            parts.append(encode_for(sums, layout, peers))
-            new = note_given(new, session, sums)
-        elif EXTRA in reply.content:
+        if EXTRA in reply.content:
             raise ValueError(NO_SUMS)
-        numbers = np.concatenate(parts)
+        if message.kind == TRAIN:
+            numbers = _encode_update(work, reply, len(peers))
+        else:
+            numbers, new = self._sums.encode(new, len(peers))
         numbers = numbers + _masks(peers, message.node, session, numbers.size)
         masked: Arrays = Arrays({rounds.MASKED: numbers})
         # The clients of this sum, so that no other set of them can be opened.

@@ -1,30 +1,26 @@
-"""Sums that a client shares under masks, until the server could open them.
+"""Sums that a client shares under masks, kept until the task ends.
 
-A learner forgets sums once it shared them. The sum of a round may come to nothing, if too few
-clients stay to open it. So a client keeps what it gave until the server begins the next round,
-and adds it again if the server says so.
+A learner shares sums in the first round that it is chosen for. Were they added up in rounds, the
+server would know the sums of those rounds' clients, and then those of all: of a client that alone
+was in no round, it would see the difference. So a client keeps what its learner shares, and all
+clients' sums are added up once, when the task ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import numpy as np
-import torch
 
 from fedknow.client.host import Answerer
 from fedknow.client.learners.frames.learner import Learner, Tensors
 from fedknow.client.state import State
 from fedknow.client.tensors import as_tensors
-from fedknow.protocols.messages import END_TASK, EXTRA, Arrays, Message
+from fedknow.protocols.messages import EXTRA, Arrays, Message
 from fedknow.protocols.secure.fixed import SumLayout, encode_sums
-from fedknow.protocols.secure.rounds import SESSION
 
-__all__ = ["GIVEN", "SharedSums", "encode_for", "note_given"]
+__all__ = ["UNSENT", "SharedSums"]
 
-GIVEN = "secure_sums"
-"""The entry of a client's state that holds what it gave last: ``session`` and ``sums``."""
+UNSENT = "secure_sums"
+"""The entry of a client's state that holds sums which the server has not had."""
 
 
 class SharedSums:
@@ -42,65 +38,55 @@ class SharedSums:
         self._node = node
         self._learner = learner
 
-    def layout(self, kind: str) -> SumLayout:
-        """Say what a client adds to answers of a kind; empty: nothing."""
-        if self._learner is None:
-            return {}
-        return self._learner.sum_layout(ended=kind == END_TASK)
+    @property
+    def layout(self) -> SumLayout:
+        """How sums are added up; empty: there are none."""
+        return {} if self._learner is None else self._learner.sum_layout()
 
     def ask(self, message: Message, state: State) -> tuple[Message, State]:
-        """Have the node answer, which knows nothing of sums that were given."""
-        if GIVEN not in state:
-            return self._node.handle(message, state)
-        own_state = _without_given(state)
+        """Have the node answer, which knows nothing of sums that are kept.
+
+        What it shares is kept with them, and is not in the answer. Shares that are no sums stay
+        in it.
+        """
+        own_state = state
+        if UNSENT in state:
+            own_state = {n: value for n, value in state.items() if n != UNSENT}
         reply, new = self._node.handle(message, own_state)
+        record = reply.content.get(EXTRA)
+        if isinstance(record, Arrays) and self.layout:
+            sums = self._add(as_tensors(record), state.get(UNSENT, {}))
+            records = {n: r for n, r in reply.content.items() if n != EXTRA}
+            return message.reply(records), {**new, UNSENT: sums}
+        if UNSENT not in state:
+            return reply, new
         # The very object where nothing is new: such a state is not saved again.
         is_same = new is own_state
-        return reply, state if is_same else {**new, GIVEN: state[GIVEN]}
+        return reply, state if is_same else {**new, UNSENT: state[UNSENT]}
 
-    def settle(self, state: State, unopened: object) -> State:
-        """Forget sums that the server could open.
+    def encode(self, state: State, clients: int) -> tuple[np.ndarray, State]:
+        """Encode what is kept, zeros where nothing is.
 
-        Parameters
-        ----------
-        state : State
-        unopened : object
-            The session that could not be opened, bytes; anything else: all could.
+        Returns
+        -------
+        uint64 [n]
+        State
+            Without them.
+
+        Raises
+        ------
+        ValueError
+            If a number is too large for the sum of so many clients.
         """
-        session = state.get(GIVEN, {}).get(SESSION, "")
-        if bytes.fromhex(session) == unopened:
-            return state
-        return _without_given(state)
+        sums = self._add({}, state.get(UNSENT, {}))
+        arrays = {name: value.numpy() for name, value in sums.items()}
+        numbers = encode_sums(arrays, self.layout, clients)
+        return numbers, {n: value for n, value in state.items() if n != UNSENT}
 
-    def gather(self, reply: Message, state: State) -> Tensors:
-        """Add what an answer shares to sums that came to nothing."""
+    def _add(self, shared: Tensors, unsent: Tensors) -> Tensors:
         assert self._learner is not None  # as there is a layout
-        record = reply.content.get(EXTRA)
-        shared = as_tensors(record) if isinstance(record, Arrays) else {}
         sums = self._learner.as_sums(shared)
-        earlier = state.get(GIVEN, {}).get("sums", {})
         return {
-            name: value + earlier[name] if name in earlier else value
+            name: value + unsent[name] if name in unsent else value
             for name, value in sums.items()
         }
-
-
-def encode_for(
-    sums: Tensors, layout: SumLayout, peers: Sequence[int]
-) -> np.ndarray:
-    """Encode sums for as many clients."""
-    arrays = {name: value.numpy() for name, value in sums.items()}
-    return encode_sums(arrays, layout, len(peers))
-
-
-def note_given(state: State, session: Mapping[str, Any], sums: Tensors) -> State:
-    """Note in a state what a client gave in a session."""
-    own_state = _without_given(state)
-    # Zeros are as well not given again.
-    if not any(bool(torch.any(value)) for value in sums.values()):
-        return own_state
-    return {**own_state, GIVEN: {SESSION: session[SESSION], "sums": sums}}
-
-
-def _without_given(state: State) -> State:
-    return {name: value for name, value in state.items() if name != GIVEN}

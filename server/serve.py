@@ -273,7 +273,7 @@ def _limits(learner: Learner) -> Limits:
     tensors = [*learner.send().values(), *learner.local_parameters().values()]
     model = sum(tensor.nbytes for tensor in tensors)
     # Under masks a number has 64 bits.
-    sums = 8 * max(sum_size(learner.sum_layout(ended)) for ended in (False, True))
+    sums = 8 * sum_size(learner.sum_layout())
     # An answer may hold what a client keeps and a method's extras beside the model.
     size = max(64 * 2**20, 4 * (model + sums))
     return Limits(message_bytes=size, decoded_bytes=size)

@@ -76,7 +76,7 @@ class Buffered(Asynchronous):
         # In the order of clients: a sum of floats depends on the order of arrival otherwise.
         updates.sort(key=lambda update: update.reply.metadata.src_node_id)
         staleness = [update.staleness for update in updates]
-        # Once more: the first of them came before others' claims were known.
+        # Bounded again: the weights of later answers were not known when the first came.
         dispatcher.grid.bound_weights([update.reply for update in updates])
         replies = [self._rebase(update, dispatcher) for update in updates]
         metrics: MetricRecord | None = MetricRecord()

@@ -66,8 +66,8 @@ class PairedStrategy(FedAvg):
     """
 
     takes_sums: ClassVar[bool] = False
-    """Whether the arrays of one client may be the sum of all clients', as under
-    ``privacy.secure``. Nothing else of single clients is looked at then."""
+    """Whether the arrays of one client may be the sum of all clients', once a task when it ends, as
+    under ``privacy.secure``. Nothing else of single clients is looked at then."""
 
     def __init__(
         self,

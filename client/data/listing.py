@@ -117,7 +117,7 @@ LISTED: Mapping[str, Listing] = {
         "32,460 handwritten characters, 28x28 grey, 1,623 classes in 50 alphabets "
         "(Lake 2015); parquet folder",
         Form("L"),
-        (Parquet("image", ("alphabet", "character")),),
+        (Parquet("image", ("alphabet", "character"), columns=("drawer",)),),
     ),
     "fc100": Listing(
         "CIFAR-100 ordered by FC100's superclasses and split anew, 500 / 100 a class; "

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from fedknow.client.data.arrays import Labels, require
+from fedknow.client.data.columns import Column
 from fedknow.client.data.source import Contents, Part, Source
 from fedknow.protocols.config import ConfigError
 from fedknow.protocols.texts import counted
@@ -39,12 +40,15 @@ class Parquet:
         How the files of test samples begin; those of training samples begin with ``train``.
     folders : tuple of str
         Where in the data set's folder the files may lie.
+    columns : tuple of str
+        Columns of whole numbers that tell more of a sample; read where all files have them.
     """
 
     image: str
     labels: tuple[str, ...]
     test: str = "test"
     folders: tuple[str, ...] = ("", "data")
+    columns: tuple[str, ...] = ()
 
     wants = "train-*.parquet"
 
@@ -78,7 +82,9 @@ class Parquet:
                 f"{folder}: train-*.parquet is there but {self.test}-*.parquet is missing; "
                 "both are needed"
             )
-        return Source([*train, *test], lambda: self._read(train, test))
+        return Source(
+            [*train, *test], lambda: self._read(train, test), self.columns
+        )
 
     def _read(self, train: Sequence[Path], test: Sequence[Path]) -> Contents:
         train_table = self._labels(train)
@@ -106,7 +112,22 @@ class Parquet:
             self._part(test, test_y),
             class_names,
             self._groups(classes[:, 0]),
+            self._columns(train, test),
         )
+
+    def _columns(
+        self, train: Sequence[Path], test: Sequence[Path]
+    ) -> dict[str, Column]:
+        """Read what else is known of the samples."""
+        parquet = require("pyarrow.parquet")
+        schemas = [parquet.read_schema(path).names for path in [*train, *test]]
+        columns = {}
+        for name in self.columns:
+            # Copies without it serve for all that does not ask for people.
+            if all(name in names for names in schemas):
+                parts = [_column(files, name) for files in (train, test)]
+                columns[name] = Column.from_values(*parts)
+        return columns
 
     def read_pool(self, files: Sequence[Path]) -> tuple[Part, list[str]]:
         """Read files that nobody has split.
@@ -240,6 +261,13 @@ class _Cells:
         return require("pyarrow.compute").struct_field(
             table[self._column], "bytes"
         )
+
+
+def _column(files: Sequence[Path], name: str) -> Labels:
+    parquet = require("pyarrow.parquet")
+    tables = [parquet.read_table(path, columns=[name]) for path in files]
+    table = require("pyarrow").concat_tables(tables)
+    return _integers(table, name, files)
 
 
 def _integers(table: Any, column: str, files: Sequence[Path]) -> Labels:

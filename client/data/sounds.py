@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from fedknow.client.data.arrays import Dataset, Labels
-from fedknow.client.data.cells import read_wav
 from fedknow.client.data.columns import Column
 from fedknow.client.data.files import subfolders
-from fedknow.client.data.ragged import Ragged
 from fedknow.client.data.samples import SampleSpec
+from fedknow.client.data.sound_cache import cached_sounds
 from fedknow.client.data.tables import each_fifth
 from fedknow.protocols.config import ConfigError
 
@@ -21,6 +20,8 @@ __all__ = ["from_sounds"]
 
 def from_sounds(name: str, place: Path) -> Dataset:
     """Make a data set of ``CLASS/*.wav``, or ``{train,test}/`` of these.
+
+    Sounds are decoded once, into the cache, and mapped from there.
 
     ``testing_list.txt`` may name the files for testing, as Speech Commands has it; the speaker
     is then what stands before ``_nohash_``.
@@ -39,25 +40,19 @@ def from_sounds(name: str, place: Path) -> Dataset:
     """
     files = _parts(place)
     classes = sorted(set(map(_word, files[0] + files[1])))
-    rates: set[int] = set()
-    # The rates are collected meanwhile, so that no file is read twice.
-    sounds = [_decode(part, rates) for part in files]
-    if len(rates) > 1:
-        raise ConfigError(
-            f"{place}: sounds of {sorted(rates)} samples a second; bring all to one rate"
-        )
+    sounds = cached_sounds(place, files, _marks(place, files))
     labels = [_labels(part, classes) for part in files]
-    longest = max(int(part.lengths.max()) for part in sounds)
+    longest = max(int(part.lengths.max()) for part in (sounds.train, sounds.test))
     dataset = Dataset.from_arrays(
         name,
-        sounds[0],
+        sounds.train,
         labels[0],
-        sounds[1],
+        sounds.test,
         labels[1],
         classes,
         columns=_speakers(files),
         sample=SampleSpec(
-            "waveform", (longest,), "int16", is_ragged=True, rate=rates.pop()
+            "waveform", (longest,), "int16", is_ragged=True, rate=sounds.rate
         ),
         # Silence must stay zero, as what fills a recording up is.
         normalize=False,
@@ -66,22 +61,20 @@ def from_sounds(name: str, place: Path) -> Dataset:
     return dataset
 
 
+def _marks(place: Path, files: Sequence[list[Path]]) -> list[Path]:
+    """List what the decoded sounds depend on: folders, and who is tested."""
+    marks = sorted({path.parent for path in files[0] + files[1]})
+    listed = place / "testing_list.txt"
+    return [*marks, listed] if listed.is_file() else marks
+
+
 def _word(path: Path) -> str:
     return path.parent.name
 
 
-def _decode(files: Sequence[Path], rates: set[int]) -> Ragged:
-    """Decode files one after another; adds their rates."""
-    sounds = []
-    for path in files:
-        sound, rate = read_wav(path.read_bytes(), str(path))
-        sounds.append(sound)
-        rates.add(rate)
-    return Ragged.join(sounds)
-
-
 def _labels(files: Sequence[Path], classes: Sequence[str]) -> Labels:
-    return np.array([classes.index(_word(path)) for path in files], np.int64)
+    places = {name: place for place, name in enumerate(classes)}
+    return np.array([places[_word(path)] for path in files], np.int64)
 
 
 def _parts(place: Path) -> list[list[Path]]:

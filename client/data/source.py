@@ -9,9 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +22,7 @@ from fedknow.client.data.arrays import (
     Labels,
     require,
 )
+from fedknow.client.data.caches import cache_folder, filled
 from fedknow.client.data.columns import Column, read_columns, write_columns
 from fedknow.client.data.files import fingerprint
 from fedknow.client.data.pixels import UnusablePictureError, to_eight_bit
@@ -93,10 +91,13 @@ class Source:
         change the cache depends.
     read : callable
         Reads all but the images.
+    columns : tuple of str
+        Columns that are read where files have them; the cache depends on them, too.
     """
 
     marks: Sequence[Path]
     read: Callable[[], Contents]
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -162,9 +163,7 @@ def load(name: str, source: Source, form: Form) -> Dataset:
         If a file cannot be read or decoded, images differ in size, no samples are left to train
         on or to test, or the cache is damaged.
     """
-    folder = Path(
-        os.environ.get("FEDKNOW_CACHE") or "~/.cache/fedknow"
-    ).expanduser()
+    folder = cache_folder()
     target = folder / f"{name}-{_key(source, form)}"
     # The folder appears by one rename, so that its presence means it is whole.
     if not target.is_dir():
@@ -289,6 +288,9 @@ _ARRAYS = ("train_x", "train_y", "test_x", "test_y")
 def _key(source: Source, form: Form) -> str:
     # Any change of the files, of the form or of our rules makes another cache.
     digest = hashlib.sha256(repr((_CACHE_FORMAT, form)).encode())
+    # Only where there are any: other caches stay as they always were.
+    if source.columns:
+        digest.update(repr(source.columns).encode())
     for path in source.marks:
         # Names of files may hold bytes that are no UTF-8.
         digest.update(repr(fingerprint(path)).encode(errors="surrogateescape"))
@@ -297,14 +299,8 @@ def _key(source: Source, form: Form) -> str:
 
 
 def _write(contents: Contents, form: Form, target: Path) -> None:
-    """Write a cache as a whole or not at all.
-
-    A folder beside the target is filled and then renamed.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, as a rename works within one file system only.
-    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    """Write a cache as a whole or not at all."""
+    with filled(target) as draft:
         # Train comes last: its mean and std are those that stay.
         for name, part in (("test", contents.test), ("train", contents.train)):
             np.save(draft / f"{name}_y.npy", part.labels, allow_pickle=False)
@@ -320,14 +316,6 @@ def _write(contents: Contents, form: Form, target: Path) -> None:
         if contents.columns:
             description["columns"] = write_columns(draft, contents.columns)
         (draft / "about.json").write_text(json.dumps(description), "utf-8")
-        try:
-            draft.rename(target)
-        except OSError:
-            # If the target is there, another process was quicker, with the same content.
-            if not target.is_dir():
-                raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _write_images(

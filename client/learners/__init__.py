@@ -248,11 +248,11 @@ def resolve(config: ExperimentConfig) -> ExperimentConfig:
     settings = _settings(config.learner)
     # With all defaults spelled out, so that a later version's defaults change no resumed run.
     learner = LearnerConfig(name=config.learner.name, **settings.model_dump())
-    strategy = _with_counterpart(config, kind, settings)
+    strategy = _with_paired_strategy(config, kind, settings)
     return config.model_copy(update={"learner": learner, "strategy": strategy})
 
 
-def _with_counterpart(
+def _with_paired_strategy(
     config: ExperimentConfig, kind: type[Learner], settings: LearnerSettings
 ) -> StrategyConfig:
     """Give the strategy that a learner needs; otherwise the configured one.

@@ -87,7 +87,7 @@ class Afcl(ClosedForm):
             "gram": ("float64", (-1,)),
         }
 
-    def sum_layout(self, ended: bool) -> SumLayout:
+    def sum_layout(self) -> SumLayout:
         """Say how sums are added up under masks: X'Y, and the upper half of X'X."""
         width, classes = self.head.in_features, self.head.out_features
         # gamma is between this power of two and the next.
@@ -109,7 +109,7 @@ class Afcl(ClosedForm):
         """Lay sums out in full: a factor R becomes R'R, and nothing zeros."""
         sums = {
             name: torch.zeros(summand.shape, dtype=torch.float64)
-            for name, summand in self.sum_layout(ended=True).items()
+            for name, summand in self.sum_layout().items()
         }
         if not shared:
             return sums
@@ -134,7 +134,7 @@ class Afcl(ClosedForm):
     def check_sum(self, total: Mapping[str, np.ndarray], clients: int) -> None:
         """Refuse a sum that no samples of so many clients have."""
         check_large("moment", total["moment"], clients)
-        unit = self.sum_layout(ended=True)["gram"].unit
+        unit = self.sum_layout()["gram"].unit
         # Each client rounds each number by half a unit at most.
         rounding = clients * self.head.in_features * unit
         squares = self._check_gram(total["gram"], clients, rounding)

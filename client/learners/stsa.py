@@ -95,9 +95,9 @@ class Stsa(Afcl):
         """Say that the light form's rows are each client's own."""
         return "set learner.light = false" if self.settings.light else ""
 
-    def sum_layout(self, ended: bool) -> SumLayout:
+    def sum_layout(self) -> SumLayout:
         """Say how sums are added up; rows of the light form are not."""
-        return {} if self.settings.light else super().sum_layout(ended)
+        return {} if self.settings.light else super().sum_layout()
 
     def check_share(self, shared: Mapping[str, np.ndarray]) -> None:
         """Refuse sums that no samples have."""

@@ -24,7 +24,9 @@ __all__ = [
     "freeze",
     "hold_still",
     "is_held",
+    "one_by_one",
     "partly_frozen",
+    "split_random_features",
     "with_neck",
     "with_random_features",
 ]
@@ -79,15 +81,7 @@ class Backbone(nn.Module):
 
         Float [n, *shape] to float32 [n, *feature_shape], without a graph.
         """
-        kind = x.device.type
-        # In float32 whatever train.precision says, as features are stored and used again.
-        with torch.no_grad(), torch.autocast(kind, enabled=False):
-            if kind != "cpu":
-                return cast(Tensor, self.frozen(x))
-            # One by one: the order of a sum may depend on how many samples there are.
-            return torch.cat(
-                [self.frozen(sample) for sample in torch.split(x, 1)]
-            )
+        return one_by_one(self.frozen, x)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Backbone:
         # Copies of a model share what never changes.
@@ -96,6 +90,20 @@ class Backbone(nn.Module):
         memo[id(self)] = new
         new.__dict__ = copy.deepcopy(self.__dict__, memo)
         return new
+
+
+def one_by_one(module: nn.Module, x: Tensor) -> Tensor:
+    """Send samples ``[n, *shape]`` through a frozen module, without a graph.
+
+    On a CPU one at a time, so that what comes out for one does not depend on the others.
+    """
+    kind = x.device.type
+    # In float32 whatever train.precision says, as features are stored and used again.
+    with torch.no_grad(), torch.autocast(kind, enabled=False):
+        if kind != "cpu":
+            return cast(Tensor, module(x))
+        # The order of a sum may depend on how many samples there are.
+        return torch.cat([module(sample) for sample in torch.split(x, 1)])
 
 
 def partly_frozen(
@@ -175,6 +183,17 @@ def with_random_features(
     drawn = RandomFeatures(features, config.random_features)
     hold_still(drawn)
     return Backbone(nn.Sequential(body.frozen, drawn), nn.Identity(), sample)
+
+
+def split_random_features(
+    frozen: nn.Module,
+) -> tuple[nn.Module, RandomFeatures | None]:
+    """Split a frozen network from random features behind it, if any."""
+    if isinstance(frozen, nn.Sequential) and isinstance(
+        frozen[-1], RandomFeatures
+    ):
+        return frozen[0], frozen[-1]
+    return frozen, None
 
 
 def with_neck(body: nn.Module, features: int, units: int) -> nn.Module:

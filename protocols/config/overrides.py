@@ -102,7 +102,7 @@ def _as_section(key: str, value: Any) -> Any:
         return {"to": value}
     if key == "start" and isinstance(value, str):
         return {"weights": value}
-    if key in (*_COMPONENTS, "attack") and isinstance(value, str):
+    if key in (*_COMPONENTS, "data", "attack") and isinstance(value, str):
         return {"name": value}
     if key == "fleet" and not isinstance(value, dict):
         return {"devices": value}

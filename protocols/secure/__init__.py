@@ -10,8 +10,9 @@ follows the protocol and wants to know more. A round has four waves:
 4. ``train.secure_unmask``: each gives its shares of the own masks of those who answered, and of
    the keys of those who did not.
 
-A method that solves in closed form sends sums over samples in place of an update, or beside it.
-They take the same four waves, at the end of a task as in a round (``train.end_task``).
+A method that solves in closed form sends sums over samples too. They take the same four waves when
+a task ends (``train.end_task``), all clients' at once: of two sums whose clients differ by one, the
+difference would be that client's.
 
 The primitives are those of the package ``cryptography``.
 """

@@ -19,13 +19,11 @@ __all__ = [
     "SHARE_KEYS",
     "SURVIVORS",
     "UNMASK",
-    "UNOPENED",
     "threshold_of",
 ]
 
 KEYS = "train.secure_keys"
-"""Make keys. Config: ``session``, and ``unopened`` where the client's last sums came to nothing.
-Answer: ``share-key``, ``mask-key``."""
+"""Make keys. Config: ``session``. Answer: ``share-key``, ``mask-key``."""
 SHARES = "train.secure_shares"
 """Deal shares. Config: ``session``, ``nodes``, ``share-keys``, ``mask-keys``. Answer: ``sealed``,
 in the order of ``nodes``."""
@@ -45,9 +43,7 @@ MASK_KEYS = "mask-keys"
 SEALED = "sealed"
 SURVIVORS = "survivors"
 MASKED = "masked"
-"""Name of the one array of a masked answer, uint64: the update, then the sums."""
-UNOPENED = "unopened"
-"""The session that a client last gave sums in, where it could not be opened."""
+"""Name of the one array of a masked answer, uint64: an update, or sums when a task ends."""
 
 MINIMUM = 3
 """Clients of a round: of two, each would know the other's update from the sum."""

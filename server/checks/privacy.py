@@ -164,16 +164,15 @@ def _check_sums(
 ) -> None:
     """Refuse arrays beside the parameters that could not be added up."""
     name = config.learner.name
-    if any(
-        learner.shares(ended) and not learner.sum_layout(ended)
-        for ended in (False, True)
-    ):
+    if not _is_sharing(learner):
+        return
+    if not learner.sum_layout():
         remedy = f"{learner.no_sums}, " if learner.no_sums else ""
         raise ConfigError(
             f"{_SECURE}: learner {name} sends arrays beside the parameters that are no sums, so "
             f"they would be in the clear; {remedy}choose another learner, or set it to false"
         )
-    if _is_sharing(learner) and not getattr(strategy, "takes_sums", False):
+    if not getattr(strategy, "takes_sums", False):
         raise ConfigError(
             f"{_SECURE}: strategy {config.strategy.name} does not take the sums of learner {name}; "
             "leave strategy.name to the learner, or set it to false"

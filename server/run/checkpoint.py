@@ -87,8 +87,6 @@ class Checkpoint:
         ``None``: of an earlier version.
     partition : str
         Digest of the clients' data; empty: of an earlier version.
-    unopened : dict of str to str
-        :attr:`fedknow.server.run.state.RunState.unopened`, as hexadecimal digits by node.
     """
 
     task: int
@@ -106,7 +104,6 @@ class Checkpoint:
     client_memory: float = 0.0
     chain: int | None = None
     partition: str = ""
-    unopened: dict[str, str] = field(default_factory=dict)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> threading.Thread:
@@ -152,7 +149,6 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> threading.Thread:
             "client_memory": checkpoint.client_memory,
             "chain": checkpoint.chain,
             "partition": checkpoint.partition,
-            "unopened": checkpoint.unopened,
         }
         save_state(target / "state.safetensors", state, durable=False)
         # The whole file system: clients' states and events belong to the checkpoint too.
@@ -298,7 +294,6 @@ def _load(target: Path) -> Checkpoint:
             client_memory=state.get("client_memory", 0.0),
             chain=state.get("chain"),
             partition=state.get("partition", ""),
-            unopened=state.get("unopened", {}),
         )
     except (OSError, ValueError, KeyError, SafetensorError, StateError) as error:
         raise CheckpointError(

@@ -28,7 +28,7 @@ def choose_exchange(run: RunContext) -> Exchange:
 def choose_ending(run: RunContext) -> Ending:
     """Choose how clients are told that a task is over; gives their answers."""
     parts = run.parts
-    if not (parts.config.privacy.secure and parts.learner.sum_layout(ended=True)):
+    if not (parts.config.privacy.secure and parts.learner.sum_layout()):
         return lambda work: run.grid.exchange(work, run.options)
     from fedknow.server.run.secure import SecureRounds
 

@@ -122,10 +122,6 @@ class Resumption:
             client_memory=run.state.client_memory,
             chain=run.folder.chain,
             partition=self.digest,
-            unopened={
-                str(node): session.hex()
-                for node, session in run.state.unopened.items()
-            },
         )
         self._deleting = save_checkpoint(run.folder.checkpoints, checkpoint)
         # Only now that it is on the disk, as an interruption reports this round.
@@ -161,10 +157,6 @@ class Resumption:
         state.last_complete = (checkpoint.task, checkpoint.round)
         state.server_round = checkpoint.server_round
         state.client_memory = checkpoint.client_memory
-        state.unopened = {
-            int(node): bytes.fromhex(session)
-            for node, session in checkpoint.unopened.items()
-        }
         self._seconds_before = checkpoint.seconds
         self._mend_files()
 

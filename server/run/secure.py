@@ -59,7 +59,7 @@ class SecureRounds:
     def exchange(self, messages: Sequence[FlowerMessage]) -> list[FlowerMessage]:
         """Send work, and give one answer for all.
 
-        It has the weighted mean of the parameters, and the sum of what clients share.
+        It has the weighted mean of the parameters.
 
         Parameters
         ----------
@@ -79,13 +79,11 @@ class SecureRounds:
         """
         if not messages:
             return []
-        layout = self._run.parts.learner.sum_layout(ended=False)
         try:
-            session = self._prepare(
-                {each.metadata.dst_node_id for each in messages}
-            )
-            replies = self._train(session, messages, layout)
-            total = self._open(session, replies)
+            nodes = {each.metadata.dst_node_id for each in messages}
+            session = self._waves.prepare(sorted(nodes))
+            replies = self._train(session, messages)
+            total = self._waves.open(session, replies)
         except TooFew as problem:
             # Devices drop out by chance, so a round without a sum is no fault of the run.
             if self._run.parts.config.fleet.devices:
@@ -93,7 +91,7 @@ class SecureRounds:
                 return []
             task, round = self._run.incidents.inspector.position
             raise RunError(f"task {task + 1}, round {round}: {problem}") from None
-        return [self._answer(total, replies, messages, layout)]
+        return [self._answer(total, replies, messages)]
 
     def end(self, messages: Sequence[Message]) -> list[Message]:
         """Tell clients that a task is over, and add up what they share.
@@ -114,11 +112,13 @@ class SecureRounds:
             If too few clients stayed, or what they sent does not add up. A fleet loses no
             answer to such messages.
         """
-        layout = self._run.parts.learner.sum_layout(ended=True)
+        layout = self._run.parts.learner.sum_layout()
         try:
-            session = self._prepare({message.node for message in messages})
-            replies = self._end(session, messages, layout)
-            total = self._open(session, replies)
+            session = self._waves.prepare(
+                sorted({message.node for message in messages})
+            )
+            replies = self._end(session, messages, sum_size(layout))
+            total = self._waves.open(session, replies)
         except TooFew as problem:
             task, _ = self._run.incidents.inspector.position
             raise RunError(f"task {task + 1}, when it ended: {problem}") from None
@@ -132,17 +132,10 @@ class SecureRounds:
 
     # --- the waves
 
-    def _prepare(self, nodes: set[int]) -> Session:
-        """Waves 1 and 2: keys and shares."""
-        return self._waves.prepare(sorted(nodes), self._run.state.unopened)
-
     def _train(
-        self,
-        session: Session,
-        messages: Sequence[FlowerMessage],
-        layout: SumLayout,
+        self, session: Session, messages: Sequence[FlowerMessage]
     ) -> dict[int, Message]:
-        """Wave 3 of a round: masked updates and sums, by node."""
+        """Wave 3 of a round: masked updates, by node."""
         record = ConfigRecord(
             {rounds.SESSION: session.id, rounds.NODES: session.peers}
         )
@@ -155,16 +148,16 @@ class SecureRounds:
             message.content = RecordDict(
                 {**message.content, rounds.SECURE: record}
             )
-        self._expect(size_of(self._run.state.arrays) + sum_size(layout))
+        self._expect(size_of(self._run.state.arrays))
         replies = [
             from_flower(reply, {})
             for reply in self._run.strategy_grid.send_and_receive(chosen)
             if not reply.has_error()
         ]
-        return self._take(session, replies, layout)
+        return _by_node(session, replies)
 
     def _end(
-        self, session: Session, messages: Sequence[Message], layout: SumLayout
+        self, session: Session, messages: Sequence[Message], size: int
     ) -> dict[int, Message]:
         """Wave 3 of a task's end: masked sums, by node."""
         record = Config({rounds.SESSION: session.id, rounds.NODES: session.peers})
@@ -173,41 +166,19 @@ class SecureRounds:
             for message in messages
             if message.node in session.sealed
         ]
-        self._expect(sum_size(layout))
+        self._expect(size)
         replies = [
             reply
             for reply in self._run.grid.exchange(chosen, self._run.options)
             if reply.failure is None
         ]
-        return self._take(session, replies, layout)
+        return _by_node(session, replies)
 
     def _expect(self, size: int) -> None:
         # Masked numbers have another name and type than what is expected in the clear.
         self._run.incidents.inspector.expect_masked(
             Arrays({rounds.MASKED: np.zeros(size, np.uint64)})
         )
-
-    def _take(
-        self, session: Session, replies: Sequence[Message], layout: SumLayout
-    ) -> dict[int, Message]:
-        """Sort masked answers by node; note whose sums are not opened yet."""
-        by_node = {reply.node: reply for reply in replies}
-        if layout:
-            # Their states are without these sums now, however the session ends.
-            self._run.state.unopened |= dict.fromkeys(by_node, session.id)
-        require(
-            len(by_node), session.threshold, len(session.peers), "sent updates"
-        )
-        return dict(sorted(by_node.items()))
-
-    def _open(
-        self, session: Session, replies: Mapping[int, Message]
-    ) -> np.ndarray:
-        """Wave 4: open the sum."""
-        total = self._waves.open(session, replies)
-        for node in replies:
-            self._run.state.unopened.pop(node, None)
-        return total
 
     # --- the result
 
@@ -216,18 +187,14 @@ class SecureRounds:
         total: np.ndarray,
         replies: Mapping[int, Message],
         messages: Sequence[FlowerMessage],
-        layout: SumLayout,
     ) -> FlowerMessage:
         """Make one answer of the opened sum."""
         answers = list(replies.values())
         weight = sum(_weight(reply) for reply in answers)
         sent = self._run.state.arrays
-        update, sums = np.split(total, [size_of(sent)])
-        mean = decode(update, sent, weight)
+        mean = decode(total, sent, weight)
         self._check_size(mean, sent)
         content: Content = {ARRAYS: mean, METRICS: mean_metrics(answers)}
-        if layout:
-            content[EXTRA] = self._sum(sums, layout, len(answers))
         earliest = answers[0]
         requests = {each.metadata.message_id: each for each in messages}
         reply = replace(earliest, content=content)
@@ -264,6 +231,16 @@ class SecureRounds:
                 f"engine.max_update_norm = {factor:g} allows {limit:.4g}; a client sent wrong "
                 "shares, or a wrong update, and the sum does not tell which"
             )
+
+
+def _by_node(session: Session, replies: Sequence[Message]) -> dict[int, Message]:
+    """Sort masked answers by node; refuse to go on with too few."""
+    require(len(replies), session.threshold, len(session.peers), "sent updates")
+    return {reply.node: reply for reply in sorted(replies, key=_node)}
+
+
+def _node(reply: Message) -> int:
+    return reply.node
 
 
 def _weight(reply: Message) -> float:

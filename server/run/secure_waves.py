@@ -113,17 +113,13 @@ class SecureWaves:
     def __init__(self, run: RunContext) -> None:
         self._run = run
 
-    def prepare(
-        self, nodes: Sequence[int], unopened: Mapping[int, bytes]
-    ) -> Session:
+    def prepare(self, nodes: Sequence[int]) -> Session:
         """Waves 1 and 2: keys and shares.
 
         Parameters
         ----------
         nodes : sequence of int
             Who is to answer.
-        unopened : mapping of int to bytes
-            By node, the last session that it gave sums in, where that was not opened.
 
         Raises
         ------
@@ -133,8 +129,6 @@ class SecureWaves:
         # From the system and not from the seed, which clients know.
         id = secrets.token_bytes(KEY_BYTES)
         work = {node: Config({rounds.SESSION: id}) for node in sorted(nodes)}
-        for node in work.keys() & unopened.keys():
-            work[node][rounds.UNOPENED] = unopened[node]
         keys = self._wave(rounds.KEYS, work, read_keys)
         share_keys: dict[int, bytes] = {}
         mask_keys: dict[int, bytes] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fedknow.protocols.messages import Arrays
 from fedknow.protocols.work import MEMORY
@@ -31,9 +31,6 @@ class RunState:
         Most memory that a client's work has needed so far, bytes; 0: no client has said.
     has_aggregated : bool
         Whether the strategy has ever changed the model.
-    unopened : dict of int to bytes
-        By node, the session of secure aggregation in which it gave sums last, where that was not
-        opened.
     """
 
     arrays: Arrays
@@ -42,7 +39,6 @@ class RunState:
     last_complete: tuple[int, int] | None = None
     client_memory: float = 0.0
     has_aggregated: bool = False
-    unopened: dict[int, bytes] = field(default_factory=dict)
 
     @property
     def client_memory_bytes(self) -> float:

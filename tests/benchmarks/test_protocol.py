@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+import fedknow
+
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 
@@ -104,9 +106,71 @@ def test_a_streams_table_is_ranked_and_corrected() -> None:
     er = [cell.strip() for cell in rows[0]]
     # 1.96 would be wrong for three seeds: t(0.975, 2) = 4.30.
     assert er[1:7] == ["81.0 ± 2.5", "–", "19.0 ± 2.5", "2", "1.5 kB", "3,000"]
-    assert er[7:] == ["+10.0 ± 0.0", "< 0.001", "-10.0 ± 0.0", "< 0.001"]
-    assert [cell.strip() for cell in rows[1][7:]] == ["–"] * 4
+    assert er[9:] == ["+10.0 ± 0.0", "< 0.001", "-10.0 ± 0.0", "< 0.001"]
+    assert [cell.strip() for cell in rows[1][9:]] == ["–"] * 4
     assert "Seeds: 3. No run failed." in text
+
+
+def test_memory_and_seconds_stand_in_the_table_where_runs_have_them() -> None:
+    old, new = entry(0.7, 0.71), entry(0.6, 0.61)
+    for place, run in enumerate(new["runs"]):
+        run |= {"peak_memory_mb": 1200.0 + 200 * place, "seconds": 30.0 + place}
+    # Older results have seconds alone.
+    for run in old["runs"]:
+        run["seconds"] = 12.0
+    text = load("_protocol_tables").protocol(measured(fedknow=old, er=new))
+    rows = [line.split("|")[1:-1] for line in text.splitlines()[2:4]]
+    cells = [[cell.strip() for cell in row[7:9]] for row in rows]
+    assert cells == [["–", "12"], ["1,300", "30"]]
+
+
+def test_the_driver_collects_memory_and_seconds() -> None:
+    figures = set(load("protocol").FIGURES)
+    assert {"seconds", "peak_memory_mb", "client_memory_bytes"} <= figures
+
+
+def test_costs_are_of_a_fresh_process_each(tmp_path: Path, monkeypatch) -> None:
+    costs = load("data_costs")
+    path = tmp_path / "costs.json"
+    monkeypatch.setattr(
+        sys, "argv", ["data_costs.py", "digits", "--out", str(path)]
+    )
+    monkeypatch.setattr(costs, "PRESETS", ("digits",))
+    asked = []
+
+    def answer(command, **environment):
+        asked.append((command[2:5], environment))
+        figures = dict.fromkeys(costs.KEPT, 2.0)
+        return figures | {"peak_memory_mb": 500.0, "cpu_seconds": 1.0}
+
+    monkeypatch.setattr(costs, "measure", answer)
+    costs.main()
+    assert [words for words, _ in asked] == [
+        ["digits", "--learner", "fedavg"],
+        ["digits", "--learner", "fedknow"],
+    ]
+    caches = {environment["FEDKNOW_CACHE"] for _, environment in asked}
+    assert len(caches) == 2
+    text = load("_protocol_tables").data_costs(json.loads(path.read_text()))
+    assert "| `digits` | `fedknow` | 500 | 0.0 | 2 | 1 |" in text
+    assert "Seeds, loads at the end: digits 2001, " in text
+
+
+def test_costs_of_a_run_are_measured(monkeypatch, tmp_path: Path) -> None:
+    costs = load("data_costs")
+    short = costs.experiment("digits", "", 2001)
+    short = fedknow.experiment(
+        short,
+        train={"rounds": 1, "epochs": 1},
+        data={"tasks": 1, "classes_per_task": 2, "clients": 2},
+    )
+    monkeypatch.setattr(costs, "experiment", lambda *_: short)
+    figures = costs.run("digits", "fedavg", "", 2001)
+    # A process with PyTorch in it takes more than 100 MB.
+    assert figures["peak_memory_mb"] > 100
+    assert figures["client_memory_bytes"] > 0
+    assert figures["seconds"] > 0
+    assert figures["cpu_seconds"] > 0
 
 
 def test_settings_are_listed_with_what_was_tried() -> None:

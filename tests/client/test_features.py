@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fedknow.client.data.benchmark import make_benchmark
+from fedknow.client.feature_store import FeatureStore
 from fedknow.client.features import FeatureStream, with_features
 from fedknow.client.learners import LEARNERS, build_learner
 from fedknow.protocols.config import ConfigError, read_config
@@ -73,7 +74,7 @@ def test_files_are_found_again(cache):
     _, _, stream = stream_of(config)
     features = stream.task(0, 0).train.x
     files = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
-    assert len(files) == 2
+    assert len(files) == 1
     _, _, again = stream_of(config)
     assert torch.equal(again.task(0, 0).train.x, features)
     assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == files
@@ -83,7 +84,47 @@ def test_files_are_found_again(cache):
 def test_another_network_has_other_files(cache, change):
     stream_of(experiment(cache_features=True))[2].task(0, 0)
     stream_of(experiment(cache_features=True, **change))[2].task(0, 0)
-    assert len(list(cache.iterdir())) == 4
+    assert len(list(cache.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "change", [{"neck": 7}, {"neck": 0, "random_features": 5}]
+)
+def test_parts_behind_the_network_share_its_file(cache, change, monkeypatch):
+    config = experiment(cache_features=True)
+    stream_of(config)[2].task(0, 0)
+    plain, learner, stream = stream_of(experiment(cache_features=True, **change))
+    x = plain.task(0, 0).train.x
+    expected = learner.body.features(learner.images(x))
+    with monkeypatch.context() as patch:
+        # Nothing is computed but what stands behind the stored part.
+        patch.setattr(stream._stored, "forward", None)
+        assert torch.equal(stream.task(0, 0).train.x, expected)
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_another_partition_finds_the_same_samples(cache, monkeypatch):
+    config = experiment(cache_features=True)
+    stream = stream_of(config)[2]
+    for client in range(2):
+        for task in range(2):
+            stream.task(client, task)
+    other = config.model_copy(
+        update={"data": config.data.model_copy(update={"partition": "iid"})}
+    )
+    asked = []
+    put = FeatureStore.put
+    monkeypatch.setattr(
+        FeatureStore,
+        "put",
+        lambda store, rows: (asked.append(len(rows)), put(store, rows)),
+    )
+    plain, learner, stream = stream_of(other)
+    data = plain.task(0, 0).train
+    expected = learner.body.features(learner.images(data.x))
+    assert torch.equal(stream.task(0, 0).train.x, expected)
+    # Some of them were in the first partition.
+    assert sum(asked) < len(data) + len(plain.task(0, 0).test)
 
 
 def test_a_damaged_file_is_computed_again(cache, caplog):

@@ -90,6 +90,19 @@ def test_density_counts_code_without_docstrings():
     assert density.comments_per_line == 2 / 2
 
 
+@pytest.mark.parametrize(
+    ("text", "complaints"),
+    [
+        ("# Why.\nx = 1\n" + "y = 2\n" * 11, 0),
+        ("x = 1\n" * 20, 1),
+        ("# Why.\n" + "x = (1, 2, 3, 4)\n" * 12, 1),
+    ],
+)
+def test_code_too_dense_is_complained_of(tmp_path, text, complaints):
+    (tmp_path / "a.py").write_text(text, "utf-8")
+    assert len(style.measure([tmp_path])) == complaints
+
+
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A folder with two offences, and a list that knows them."""

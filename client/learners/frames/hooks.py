@@ -170,11 +170,11 @@ class Hooks:
         """How a user has shares be sums, where a setting alone keeps them from it."""
         return ""
 
-    def sum_layout(self, ended: bool) -> SumLayout:
+    def sum_layout(self) -> SumLayout:
         """Say how shares are added up under masks; empty: they are no sums.
 
-        Both sides must give the same from the settings alone. What shares add up to must be
-        what the strategy takes from a client (``takes_sums``), of :meth:`shares`.
+        Both sides must give the same from the settings alone. All clients' shares of a task are
+        added up when it ends, and the strategy takes the sum as one client's (``takes_sums``).
         """
         return {}
 

@@ -11,9 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from fedknow.client.data import Column, Dataset, list_datasets, load_dataset
+from fedknow.client.data import (
+    Column,
+    Dataset,
+    list_datasets,
+    load_dataset,
+    make_benchmark,
+)
 from fedknow.client.data.benchmark import hold_out
-from fedknow.protocols.config import ConfigError, DataConfig
+from fedknow.protocols.config import ConfigError, DataConfig, read_config
 
 
 @pytest.fixture(autouse=True)
@@ -177,6 +183,43 @@ def test_omniglot_classes_are_sorted_by_alphabet_and_make_groups(
         "2/3",
     )  # the file has no names for them
     assert data.shape == (1, 5, 5)
+
+
+def test_drawers_of_omniglot_are_natural_clients(tmp_path: Path) -> None:
+    drawers = {"train": [0, 0, 4, 4, 0, 0, 4, 4], "test": [15, 16, 15, 16]}
+    for part, drawer in drawers.items():
+        count = len(drawer)
+        write(
+            tmp_path / f"omniglot/{part}-0.parquet",
+            [png(np.full((5, 5), 10 * i, np.uint8)) for i in range(count)],
+            column="image",
+            character=[i % 2 for i in range(count)],
+            alphabet=[0] * count,
+            drawer=drawer,
+        )
+    folder = DataConfig(name="omniglot", dir=str(tmp_path))
+    # Decoded by the first call, read from the cache by the second one.
+    for _ in range(2):
+        drawer = load_dataset(folder).columns["drawer"]
+        assert drawer.names == ("0", "4", "15", "16")
+        assert drawer.train.tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
+        assert drawer.test.tolist() == [2, 3, 2, 3]
+    changes = {
+        "tasks": 1,
+        "classes_per_task": 2,
+        "clients": 2,
+        "partition": "natural",
+        "client_column": "drawer",
+        "holdout": 0.5,
+    }
+    config = read_config({"data": folder.model_dump() | changes})
+    made = make_benchmark(config)
+    owner = made.dataset.columns["drawer"].train
+    people = [
+        set(owner[shares[0].train].tolist()) for shares in made.partition.tasks
+    ]
+    # Each client is one of the two drawers of training samples.
+    assert sorted(map(tuple, people)) == [(0,), (1,)]
 
 
 def test_cache_is_read_back_and_follows_the_files(

@@ -22,6 +22,11 @@ COLUMNS = {"input": ["x", "y"], "label": "activity"}
 NAMES = ["lie", "run", "sit", "walk"]
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("FEDKNOW_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 def config(**changes):
     return read_config({"data": TABLE | changes}).data
 

@@ -22,6 +22,13 @@ from fedknow.client.data.tables import Roles
 from fedknow.protocols.config import ConfigError, DataConfig, read_config
 
 ROWS = 40
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDKNOW_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 TABLE = {
     "x": [float(row) for row in range(ROWS)],
     "y": [-float(row) for row in range(ROWS)],

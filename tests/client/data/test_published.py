@@ -2,7 +2,9 @@
 
 import gzip
 import io
+import os
 import struct
+import sys
 import wave
 
 import numpy as np
@@ -10,6 +12,10 @@ import pytest
 
 from fedknow.client.data import load_dataset, make_partition
 from fedknow.protocols.config import ConfigError, DataConfig, read_config
+from fedknow.server.grids.process_memory import (
+    forget_process_peak,
+    process_peak_mb,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -185,21 +191,31 @@ def test_writers_of_femnist_are_natural_clients(tmp_path):
 # --- Speech Commands ------------------------------------------------------------------------
 
 
-def test_speech_commands_lists_what_is_tested(tmp_path):
-    folder = tmp_path / "speech_commands_v0.02"
+def write_sound(path, samples, rate=16_000):
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(samples.astype("<i2").tobytes())
+
+
+def write_speech(folder, speakers=("0a", "0b", "0c"), length=50):
+    """Write words of all speakers, of whom the last one is tested."""
     listed = []
-    for word in ("no", "yes", "_background_noise_"):
+    for place, word in enumerate(("no", "yes", "_background_noise_")):
         (folder / word).mkdir(parents=True)
-        for number, speaker in enumerate(("0a", "0b", "0c")):
+        for number, speaker in enumerate(speakers):
             name = f"{speaker}_nohash_0.wav"
-            with wave.open(str(folder / word / name), "wb") as file:
-                file.setnchannels(1)
-                file.setsampwidth(2)
-                file.setframerate(16_000)
-                file.writeframes(np.full(50 + number, 5, "<i2").tobytes())
-            if speaker == "0c":
+            # The value tells word and speaker.
+            sound = np.full(length + number, 100 * place + number)
+            write_sound(folder / word / name, sound)
+            if speaker == speakers[-1]:
                 listed.append(f"{word}/{name}")
     (folder / "testing_list.txt").write_text("\n".join(listed))
+
+
+def test_speech_commands_lists_what_is_tested(tmp_path):
+    write_speech(tmp_path / "speech_commands_v0.02")
     data = load(tmp_path, "speech-commands")
     assert data.class_names == ("no", "yes")
     assert (data.spec.kind, data.spec.rate) == ("waveform", 16_000)
@@ -207,6 +223,77 @@ def test_speech_commands_lists_what_is_tested(tmp_path):
     speaker = data.columns["speaker"]
     assert speaker.names == ("0a", "0b", "0c")
     assert set(speaker.test.tolist()) == {2}
+
+
+def test_decoded_sounds_are_mapped_from_the_cache(tmp_path, monkeypatch):
+    write_speech(tmp_path / "speech-commands")
+    first = load(tmp_path, "speech-commands")
+    # No file is decoded again.
+    monkeypatch.setattr("fedknow.client.data.sound_cache.read_wav", None)
+    again = load(tmp_path, "speech-commands")
+    for data in (first, again):
+        assert isinstance(data.train_x.values.base, np.memmap)
+        sounds = [data.train_x.row(row).tolist() for row in range(4)]
+        assert sounds == [[0] * 50, [1] * 51, [100] * 50, [101] * 51]
+        assert data.test_x.row(1).tolist() == [102] * 52
+        assert data.shape == (52,)
+
+
+def test_a_sound_that_changes_is_decoded_again(tmp_path):
+    folder = tmp_path / "speech-commands"
+    write_speech(folder)
+    load(tmp_path, "speech-commands")
+    write_sound(folder / "no" / "0a_nohash_0.wav", np.full(50, 7))
+    data = load(tmp_path, "speech-commands")
+    assert data.train_x.row(0).tolist() == [7] * 50
+
+
+def test_sounds_are_held_in_memory_where_no_cache_can_be(
+    tmp_path, monkeypatch, caplog
+):
+    write_speech(tmp_path / "speech-commands")
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("FEDKNOW_CACHE", str(tmp_path / "file"))
+    data = load(tmp_path, "speech-commands")
+    assert data.train_x.row(1).tolist() == [1] * 51
+    assert "Set FEDKNOW_CACHE" in caplog.text
+
+
+def test_a_damaged_cache_of_sounds_is_refused(tmp_path):
+    write_speech(tmp_path / "speech-commands")
+    load(tmp_path, "speech-commands")
+    (values,) = (tmp_path / "cache").glob("sounds-*/train.int16")
+    values.write_bytes(values.read_bytes()[:-2])
+    with pytest.raises(ConfigError, match="damaged cache of decoded sounds"):
+        load(tmp_path, "speech-commands")
+
+
+def test_sounds_of_two_rates_leave_no_cache(tmp_path):
+    folder = tmp_path / "speech-commands"
+    write_speech(folder)
+    write_sound(folder / "yes" / "0b_nohash_0.wav", np.ones(9), rate=8_000)
+    with pytest.raises(ConfigError, match=r"\[8000, 16000\] samples a second"):
+        load(tmp_path, "speech-commands")
+    assert not list((tmp_path / "cache").glob("*sounds-*"))
+
+
+@pytest.mark.skipif(
+    not (sys.platform == "linux" and os.access("/proc/self/clear_refs", os.W_OK)),
+    reason="the system forgets no peak",
+)
+def test_speech_commands_is_never_whole_in_memory(tmp_path):
+    # 80 MB, as few long files, since many short ones take long to write.
+    speakers = tuple(f"{number:02x}" for number in range(80))
+    write_speech(tmp_path / "speech-commands", speakers, length=250_000)
+    load_dataset(DataConfig(name="digits"))
+    forget_process_peak()
+    before = process_peak_mb()
+    data = load(tmp_path, "speech-commands")
+    assert data.train_x.values.nbytes + data.test_x.values.nbytes > 80e6
+    assert process_peak_mb() < before + 20
+    # What a client holds is read, and no more.
+    data.train_x[np.arange(4)].padded(data.shape[0])
+    assert process_peak_mb() < before + 20
 
 
 @pytest.mark.parametrize(

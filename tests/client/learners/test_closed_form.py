@@ -285,8 +285,7 @@ def test_both_forms_are_laid_out_as_one(count):
     x, y = features_and_labels(count)
     shared = learner.sums(x, y, Round(1, 0)) if count else {}
     sums = learner.as_sums(shared)
-    layout = learner.sum_layout(ended=False)
-    assert layout == learner.sum_layout(ended=True)
+    layout = learner.sum_layout()
     assert list(layout) == list(learner.shares(ended=True))
     assert {name: tuple(sums[name].shape) for name in sums} == {
         name: summand.shape for name, summand in layout.items()
@@ -302,7 +301,7 @@ def test_both_forms_are_laid_out_as_one(count):
 
 @pytest.mark.parametrize("ridge", [1e-6, 0.3, 1.0, 3.0, 4096.0])
 def test_units_keep_their_proportion_to_the_ridge(ridge):
-    layout = learner_of(ridge=ridge).sum_layout(ended=True)
+    layout = learner_of(ridge=ridge).sum_layout()
     assert ridge / 2 < layout["gram"].unit * 2**32 <= ridge
     root = layout["moment"].unit * 2**32
     assert ridge / 4 < root**2 <= ridge
@@ -310,10 +309,10 @@ def test_units_keep_their_proportion_to_the_ridge(ridge):
 
 def test_rows_of_the_light_form_are_no_sums():
     learner = learner_of("stsa", light=True)
-    assert learner.sum_layout(ended=False) == {}
+    assert learner.sum_layout() == {}
     assert learner.no_sums == "set learner.light = false"
     plain = learner_of("stsa")
-    assert plain.sum_layout(ended=False)
+    assert plain.sum_layout()
     assert not plain.no_sums
 
 
@@ -337,7 +336,7 @@ def test_only_sums_that_clients_can_have_are_taken(name, spoil, words):
 
 def test_a_sum_that_rounding_made_indefinite_is_taken():
     learner = learner_of()
-    layout = learner.sum_layout(ended=True)
+    layout = learner.sum_layout()
     zeros = {n: np.zeros(s.shape) for n, s in layout.items()}
     rounded = zeros["gram"] - 0.5 * layout["gram"].unit
     learner.check_sum({**zeros, "gram": rounded}, 1)

@@ -60,6 +60,46 @@ def test_objects_get_names():
     assert config.model.name.startswith("__main__:Sequential-")
 
 
+@pytest.mark.parametrize(
+    "base", [{"name": "mine"}, {"name": "mine", "data": "digits"}]
+)
+@pytest.mark.parametrize("is_object", [True, False])
+def test_data_with_settings_go_over_a_base_without_a_table_of_them(
+    base, is_object
+):
+    images = np.arange(320, dtype=np.uint8).reshape(20, 1, 4, 4)
+    labels = np.arange(20) % 4
+    mine = fedknow.Dataset.from_arrays(
+        "mine", images[:12], labels[:12], images[12:], labels[12:]
+    )
+    config = fedknow.experiment(
+        base, data={"name": mine if is_object else "mnist", "tasks": 2}
+    )
+    assert config.data.tasks == 2
+    start = "__main__:Dataset-" if is_object else "mnist"
+    assert config.data.name.startswith(start)
+
+
+@pytest.mark.parametrize(
+    ("section", "first", "rest"),
+    [
+        ("data", "name", {"name": "mnist", "clients": 3}),
+        ("model", "name", {"name": "mlp", "hidden": 8}),
+        ("learner", "name", {"name": "er", "memory": 0.5}),
+        ("strategy", "name", {"name": "fedavg", "fraction": 0.5}),
+        ("attack", "name", {"name": "signflip", "clients": 0.25}),
+        ("start", "weights", {"weights": "a.npz", "without": ["head"]}),
+        ("fleet", "devices", {"devices": ["jetson-nano"], "down": 2e6}),
+        ("tracking", "to", {"to": ["mlflow"], "project": "mine"}),
+    ],
+)
+def test_each_named_section_goes_over_a_base_without_it(section, first, rest):
+    config = fedknow.experiment({"name": "mine"}, **{section: rest})
+    made = getattr(config, section).model_dump()
+    assert made[first] == rest[first]
+    assert rest.items() <= (made | made.get("options", {})).items()
+
+
 def test_two_objects_of_a_class_have_names_of_their_own():
     def net(width):
         return nn.Sequential(nn.Flatten(), nn.Linear(64, width))

@@ -6,6 +6,7 @@ import pytest
 from fedknow.client.data import make_benchmark
 from fedknow.client.host import Host
 from fedknow.client.secure import STATE
+from fedknow.client.secure_sums import UNSENT
 from fedknow.client.state import StateStore
 from fedknow.protocols.config import read_config
 from fedknow.protocols.messages import (
@@ -120,8 +121,12 @@ def test_the_solution_is_that_in_the_clear(tmp_path, in_the_clear, fraction):
     for answer in answers:
         assert answer.content.keys() == {ARRAYS, METRICS}
         assert answer.arrays().keys() == {MASKED}
+    # Sums go when a task ends alone, all clients' at once.
+    sizes = {each.kind: each.arrays()[MASKED].size for each in answers}
+    assert sizes == {TRAIN: 12 * 10 + 10, END_TASK: 12 * 13 // 2 + 12 * 10}
     for client, version in grid.versions.items():
-        assert STATE not in grid.host.store.load(client, version)
+        state = grid.host.store.load(client, version)
+        assert not {STATE, UNSENT} & state.keys()
 
 
 # A third of the clients drop out at each wave of the first round, at a task's end, or throughout.
@@ -131,6 +136,8 @@ DROPOUTS = {
     "updates": [(TRAIN, 2), (TRAIN, 6)] * 3,
     "opening": [(UNMASK, 0), (UNMASK, 3)] * 6,
     "everywhere": [(KEYS, 0), (TRAIN, 1), (UNMASK, 2)] * 2,
+    # It shares when the next task ends, among all others' sums of that one.
+    "end": [(END_TASK, 3), (END_TASK, 5)],
 }
 
 
@@ -195,7 +202,7 @@ def test_a_fleet_loses_nothing(tmp_path, seed):
     assert (head(result) == head(calm)).all()
 
 
-def unopened(folder):
+def without_sum(folder):
     """How many rounds of a run had no sum."""
     reasons = [
         event.get("reason", "") for event in RunFolder.open(folder).events()
@@ -207,7 +214,7 @@ def test_a_fleet_without_a_sum_is_among_them(tmp_path):
     counts = []
     for seed in range(4):
         fleet_of(tmp_path / str(seed), seed)
-        counts.append(unopened(tmp_path / str(seed)))
+        counts.append(without_sum(tmp_path / str(seed)))
     assert 0 < sum(counts) < 4 * 6
 
 
@@ -215,7 +222,7 @@ def test_a_fleet_without_a_sum_is_among_them(tmp_path):
 def whole(tmp_path_factory):
     """A run of a seed in which a first round had no sum, among others."""
     result = fleet_of(tmp_path_factory.mktemp("whole") / "run", 2)
-    assert unopened(result.folder)
+    assert without_sum(result.folder)
     return result
 
 
@@ -237,4 +244,4 @@ def test_a_resumed_fleet_gives_the_same_to_the_bit(tmp_path, whole, stop):
         assert (resumed.arrays[name] == array).all()
     for scoring, accuracy in whole.accuracy.items():
         np.testing.assert_array_equal(resumed.accuracy[scoring], accuracy)
-    assert unopened(folder) == unopened(whole.folder)
+    assert without_sum(folder) == without_sum(whole.folder)
