@@ -288,6 +288,7 @@ def secure(measured: Json) -> str:
     """Make the table of what privacy costs."""
     rows = [
         [
+            case["learner"],
             case["clients"],
             f"{case['parameters']:,}",
             case["protection"],
@@ -298,6 +299,7 @@ def secure(measured: Json) -> str:
         for case in measured["results"]["cases"]
     ]
     head = [
+        "learner",
         "clients",
         "parameters",
         "protection",

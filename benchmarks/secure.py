@@ -7,6 +7,9 @@ Clients in one process train one step on a few samples, so that masks and noise 
 work. Updates are in the clear, masked, noised by each client, or their mean is by the server.
 Seconds are processor time of all clients and the server together, the median of the rounds after
 the first. Bytes are what a client sends and gets in a round.
+
+AFCL shares its sums once a task. So it is run several times for a task of one round, and the
+figures are those of a whole run: from its start to its end, scoring included.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,6 +35,55 @@ KINDS: dict[str, dict[str, Any]] = {
     "noise of the server": {"strategy": {"name": "dp-gaussian", "noise": 20.0}},
 }
 """Sections of the experiment, by how updates are protected."""
+WIDTH = 1280
+"""Features of AFCL's network, as many as MobileNetV2 has."""
+
+
+@dataclass
+class Rounds:
+    """What is seen of an experiment's rounds, or of a whole one.
+
+    Attributes
+    ----------
+    clients : int
+        Clients of a round.
+    marks : frozenset of str
+        Events at which a part begins or ends.
+    parameters : int
+        Numbers that travel.
+    moments : list of float
+        Processor time when the run began, and after each round.
+    traffic : dict
+        Bytes so far, by kind.
+    """
+
+    clients: int
+    marks: frozenset[str] = frozenset({"start", "round"})
+    parameters: int = 0
+    moments: list[float] = field(default_factory=list)
+    traffic: dict[str, Any] = field(default_factory=dict)
+
+    def watch(self, event: Any) -> None:
+        """Take an event of the experiment."""
+        if event.event == "start":
+            self.parameters = event.travelling
+        if event.event in self.marks:
+            self.moments.append(time.process_time())
+        if event.event in self.marks - {"start"}:
+            self.traffic = event.traffic
+
+    def seconds(self) -> list[float]:
+        """Give the processor time of each round."""
+        return [later - earlier for earlier, later in pairwise(self.moments)]
+
+    def bytes(self, direction: str) -> float:
+        """Give the bytes of a client in a round, ``up`` or ``down``."""
+        total = sum(
+            count[direction]
+            for kind, count in self.traffic.items()
+            if kind.startswith("train")
+        )
+        return total / self.clients / (len(self.moments) - 1)
 
 
 def main() -> None:
@@ -50,50 +103,74 @@ def main() -> None:
         for kind in KINDS:
             cases.append(case(clients, model, kind, args.rounds))
             print(cases[-1], flush=True)
+    clients, width = (3, 64) if args.quick else (10, WIDTH)
+    for kind in ("none", "masks"):
+        cases.append(sums_case(clients, width, kind, args.rounds))
+        print(cases[-1], flush=True)
     write(args.out, {"cases": cases}, rounds=args.rounds)
 
 
 def case(clients: int, model: str, kind: str, rounds: int) -> dict[str, Any]:
     """Measure the rounds of one experiment."""
+    settings = {
+        "data": {"samples": 0.02},
+        "model": model,
+        "train": {"rounds": rounds, "epochs": 1, "batch_size": 64},
+        "learner": "fedavg",
+        **KINDS[kind],
+    }
+    seen = run(clients, settings)
+    return result("fedavg", kind, seen, seen.seconds()[1:])
+
+
+def sums_case(clients: int, width: int, kind: str, runs: int) -> dict[str, Any]:
+    """Measure a task whose clients share sums, in several runs."""
+    settings = {
+        "model": {"name": "mlp", "hidden": width, "train": "head"},
+        "train": {"rounds": 1},
+        "learner": "afcl",
+        **KINDS[kind],
+    }
+    marks = frozenset({"start", "end"})
+    seen = [run(clients, settings, marks) for _ in range(runs)]
+    each = [rounds.seconds()[0] for rounds in seen[1:]]
+    return result("afcl", kind, seen[0], each)
+
+
+def run(
+    clients: int,
+    settings: dict[str, Any],
+    marks: frozenset[str] = Rounds.marks,
+) -> Rounds:
+    """Run an experiment of one task on the digits."""
+    data = {"name": "digits", "tasks": 1, "clients": clients}
     config = read_config(
         {
-            "data": {
-                "name": "digits",
-                "tasks": 1,
-                "clients": clients,
-                "samples": 0.02,
-            },
-            "model": model,
-            "train": {"rounds": rounds, "epochs": 1, "batch_size": 64},
-            "learner": "fedavg",
+            **settings,
+            "data": data | settings.get("data", {}),
             "evaluation": {"global_model": False},
             "engine": {"backend": "inline"},
-            **KINDS[kind],
         }
     )
-    moments: list[float] = []
-    start: dict[str, Any] = {}
-    traffic: dict[str, Any] = {}
-
-    def watch(event: Any) -> None:
-        if event.event == "start":
-            start["parameters"] = event.travelling
-        if event.event == "round":
-            moments.append(time.process_time())
-            traffic.update(event.traffic)
-
+    seen = Rounds(clients, marks)
     with tempfile.TemporaryDirectory() as folder:
-        simulate(config, Path(folder) / "run", observers=[watch], report=False)
-    each = [later - earlier for earlier, later in pairwise(moments)]
-    kinds = [count for kind, count in traffic.items() if kind.startswith("train")]
-    share = clients * rounds
+        out = Path(folder) / "run"
+        simulate(config, out, observers=[seen.watch], report=False)
+    return seen
+
+
+def result(
+    learner: str, kind: str, seen: Rounds, seconds: list[float]
+) -> dict[str, Any]:
+    """Make a line of the results."""
     return {
-        "clients": clients,
-        "parameters": start["parameters"],
+        "learner": learner,
+        "clients": seen.clients,
+        "parameters": seen.parameters,
         "protection": kind,
-        "seconds": statistics.median(each),
-        "up": sum(count["up"] for count in kinds) / share,
-        "down": sum(count["down"] for count in kinds) / share,
+        "seconds": statistics.median(seconds),
+        "up": seen.bytes("up"),
+        "down": seen.bytes("down"),
     }
 
 
