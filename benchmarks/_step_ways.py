@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -40,12 +41,18 @@ EVERY = {
     "surrogate/2": 4,
     "online": 4,
     "quarter": 4,
+    "bounded": 2,
+    "tight": 2,
     "full": 12,
     "naive": 12,
 }
 """Which of the batches each way is timed on: one in so many. A quarter of a batch is what
 gradients are restored from; an online dual begins each of its steps with the multipliers of the
 last one that was timed."""
+
+
+LONG = ("exact", "full", "bounded", "tight", "surrogate", "online")
+"""The ways that are timed in long streams, where teachers of many tasks make each dear."""
 
 
 class Naive(FedKnow):
@@ -100,6 +107,8 @@ def settings_of_ways(
         "exact": {},
         "full": {"path": "full"},
         "surrogate": {"integrator": "surrogate"},
+        "bounded": {"integrator": "bounded"},
+        "tight": {"integrator": "bounded", "tolerance": 0.1},
         "online": {"integrator": "online"},
     }
     # BatchNorm on a part of the batch would see other statistics.
@@ -120,7 +129,7 @@ class Stopwatch:
         stream: Benchmark,
         device: str,
         fedknow_settings: FedKnowSettings,
-        naive: bool,
+        contenders: Collection[str] = (),
     ) -> None:
         self.device = find_device(device, "--device")
         self._transfer = DeviceTransfer(self.device)
@@ -134,10 +143,11 @@ class Stopwatch:
         for name, settings in settings_of_ways(
             fedknow_settings, fedavg.model
         ).items():
-            self.ways[name] = FedKnow(
-                copy.deepcopy(fedavg.model), config.train, settings
-            )
-        if naive:
+            if not contenders or name in contenders:
+                self.ways[name] = FedKnow(
+                    copy.deepcopy(fedavg.model), config.train, settings
+                )
+        if not contenders:
             self.ways["naive"] = Naive(
                 copy.deepcopy(fedavg.model),
                 config.train,
@@ -168,17 +178,15 @@ class Stopwatch:
             Seconds of each step, by way; and what ``main`` counted, summed over its steps.
         """
         seconds, violating, active = [], 0, 0
-        state, parameters = (
-            self._transfer.enter(main.state_dict()),
-            self._transfer.enter_task(task),
-        )
+        main.begin(task, round)  # First, so that its teachers' answers serve all.
+        state = self._transfer.enter(main.state_dict())
+        parameters = self._transfer.enter_task(task)
         for name, contestant in self.ways.items():
             contestant.load_state_dict(state if name != "fedavg" else {})
             contestant.model.load_state_dict(main.model.state_dict())
             contestant.begin(parameters, round)
             contestant.model.train()
         main.model.train()
-        main.begin(task, round)
         head, head_there = (
             HeadSlice(task.head, main.head.out_features, on)
             for on in ("cpu", self.device)
@@ -210,6 +218,8 @@ class Stopwatch:
         sums = {
             name: value * len(seconds) for name, value in main.counts().items()
         }
+        of_bounded = self.ways["bounded"].counts()["pushforwards"]
+        sums["bounded-pushforwards"] = of_bounded * len(seconds)
         return seconds, sums | {
             "steps-violating": violating,
             "steps-active": active,

@@ -32,6 +32,7 @@ STEP_COLUMNS = {
     "active": "active",
     "pullbacks": "VJPs",
     "pushforwards": "JVPs",
+    "bounded-pushforwards": "JVPs, `bounded`",
     "steps-violating": "steps that violate any",
     "steps-active": "steps with any active",
 }

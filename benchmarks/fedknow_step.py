@@ -9,6 +9,8 @@ same weights and with the same dropout mask, to the other ways of making a step;
 - ``fedavg``: plain local training
 - ``exact``: the default: restored gradients as far as they are needed
 - ``full``: all restored gradients, one forward pass (``path = "full"``)
+- ``bounded``: no past task hurt beyond a bound (``integrator = "bounded"``)
+- ``tight``: the same with ``tolerance = 0.1``
 - ``surrogate``: violated constraints as one (``integrator = "surrogate"``)
 - ``surrogate/2``: the same for one batch in two (``every = 2``): half the time of two steps
 - ``online``: multipliers that move from step to step (``integrator = "online"``)
@@ -17,7 +19,7 @@ same weights and with the same dropout mask, to the other ways of making a step;
 
 ``--past 19 39 79`` goes on to longer streams, where the classes of CIFAR-100 are met again: the
 first client lives through the shares of one client after another, and only steps at the places
-asked for are integrated and timed (k = 100; without ``naive``). Ratios are taken batch by
+asked for are integrated and timed (k = 100; the ways of ``LONG``). Ratios are taken batch by
 batch; ``mean`` is the ratio of sums.
 
 Times are CPU time of one thread on a CPU (the wall clock of a core that is not shared),
@@ -38,13 +40,16 @@ from pathlib import Path
 
 import torch
 from _common import machine
-from _step_ways import Stopwatch
+from _step_ways import LONG, Stopwatch
 
 from fedknow.client.data import TaskData
 from fedknow.client.data.benchmark import Benchmark, make_benchmark
 from fedknow.client.learners import build_learner
 from fedknow.client.learners.fedknow.learner import FedKnow
-from fedknow.client.learners.fedknow.settings import FedKnowSettings
+from fedknow.client.learners.fedknow.settings import (
+    FedKnowPlusSettings,
+    FedKnowSettings,
+)
 from fedknow.client.learners.frames.learner import (
     Round,
 )
@@ -56,6 +61,8 @@ CLIENTS = 2
 
 
 Rounds = list[tuple[list[dict[str, float]], dict[str, float]]]
+Note = Callable[[dict[str, object]], None]
+SETTINGS = {"fedknow": FedKnowSettings, "fedknow-plus": FedKnowPlusSettings}
 
 
 def row(past_task: int, rounds: Rounds) -> dict[str, object]:
@@ -102,7 +109,7 @@ def paper(
     stream: Benchmark,
     watch: Stopwatch,
     final_task: int,
-    note: Callable[[dict[str, object]], None],
+    note: Note,
 ) -> None:
     """Two clients live through their own tasks together; client 0 is timed."""
     learner = build_learner(config, stream.shape, stream.classes)
@@ -140,41 +147,52 @@ def paper(
 def longer(
     config: ExperimentConfig,
     stream: Benchmark,
-    watch: Stopwatch,
-    fedknow_settings: FedKnowSettings,
+    watches: list[tuple[Stopwatch, FedKnowSettings, Note]],
     places: list[int],
-    note: Callable[[dict[str, object]], None],
+    states: Path | None,
 ) -> None:
     """Train one client on the shares of all, and time it at the places given."""
-    model = copy.deepcopy(watch.ways["fedavg"].model).cpu()
+    model = copy.deepcopy(watches[0][0].ways["fedavg"].model).cpu()
     main = FedKnow(model, config.train, FedKnowSettings(k=100, integrator="off"))
-    for place in range(max(places) + 1):
-        share = stream.task(place // stream.tasks, place % stream.tasks)
-        share = TaskData(
-            place,
-            share.classes,
-            share.seen,
-            share.train,
-            share.test,
-            share.is_incremental,
-        )
-        if place in places:
-            exact = FedKnow(
-                copy.deepcopy(main.model), config.train, fedknow_settings
-            )
+    reached = 0
+    for place in sorted(places):
+        file = states / f"state{place}.pt" if states else None
+        if file and file.exists():
+            weights, own_state = torch.load(file, weights_only=False)
+            main.model.load_state_dict(weights)
+            main.load_state_dict(own_state)
+            reached = place
+        for number in range(reached, place):
+            share = share_at(stream, number)
+            main.fit(share, Round(1, number))
+            main.end_task(share, Round(0, 77 + number))
+        reached = place
+        if file:
+            torch.save((main.model.state_dict(), main.state_dict()), file)
+        for watch, settings, note in watches:
+            exact = FedKnow(copy.deepcopy(main.model), config.train, settings)
             exact.load_state_dict(main.state_dict())
             watch.restart()
-            note(
-                row(
-                    place,
-                    [
-                        watch.round(exact, share, Round(n, 500 + place + n))
-                        for n in range(1, 1 + config.train.rounds)
-                    ],
+            rounds = [
+                watch.round(
+                    exact, share_at(stream, place), Round(n, 500 + place + n)
                 )
-            )
-        main.fit(share, Round(1, place))
-        main.end_task(share, Round(0, 77 + place))
+                for n in range(1, 1 + config.train.rounds)
+            ]
+            note(row(place, rounds))
+
+
+def share_at(stream: Benchmark, place: int) -> TaskData:
+    """Give what the client of a long stream learns from at a place."""
+    share = stream.task(place // stream.tasks, place % stream.tasks)
+    return TaskData(
+        place,
+        share.classes,
+        share.seen,
+        share.train,
+        share.test,
+        share.is_incremental,
+    )
 
 
 def read_options() -> argparse.Namespace:
@@ -195,6 +213,18 @@ def read_options() -> argparse.Namespace:
         help="longer streams instead, timed at these places",
     )
     parser.add_argument(
+        "--states",
+        type=Path,
+        help="folder that keeps the client of --past at its places, for another run",
+    )
+    parser.add_argument(
+        "--learners",
+        nargs="+",
+        choices=sorted(SETTINGS),
+        default=["fedknow"],
+        help="whose settings; several only with --past",
+    )
+    parser.add_argument(
         "--margin", type=float, help="FedKNOW's setting, where not its default"
     )
     parser.add_argument("--rounds", type=int, default=3)
@@ -205,67 +235,84 @@ def read_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    chosen = read_options()
-    torch.set_num_threads(1)
-    fedknow_settings = FedKnowSettings(
-        k=100, **({} if chosen.margin is None else {"margin": chosen.margin})
-    )
-    config = configuration(chosen, fedknow_settings.margin)
-    stream = make_benchmark(config)
-    watch = Stopwatch(
-        config, stream, chosen.device, fedknow_settings, naive=not chosen.past
-    )
-    note = recorder(chosen)
-    if chosen.past:
-        longer(config, stream, watch, fedknow_settings, chosen.past, note)
-    else:
-        paper(config, stream, watch, chosen.last, note)
-
-
-def configuration(chosen: argparse.Namespace, margin: float) -> ExperimentConfig:
-    """Return the experiment."""
-    changes = [
-        f"model.name={chosen.model}",
-        f"train.precision={chosen.precision}",
-        "learner.k=100",
-        f"train.rounds={chosen.rounds}",
-        f"train.epochs={chosen.epochs}",
-        f"model.width={chosen.width}",
-        f"learner.margin={margin}",
-    ]
-    is_small = chosen.model == "cnn6"
-    preset = "paper-cifar100-small" if is_small else "paper-cifar100"
-    return load_preset(preset, changes)
-
-
-def recorder(chosen: argparse.Namespace) -> Callable[[dict[str, object]], None]:
-    """Return a function that prints a row and adds it to the results."""
+def noting(
+    out: Path, key: str, header: dict[str, object]
+) -> Callable[[dict[str, object]], None]:
+    """Make what prints each row and writes it beside those before it."""
     rows: list[dict[str, object]] = []
-    key = f"{chosen.model}-{chosen.precision}-{chosen.device}"
-    key += "-longer" if chosen.past else ""
-    key += "" if chosen.margin is None else f"-margin-{chosen.margin:g}"
-    settings = {
-        "width": chosen.width,
-        "rounds": chosen.rounds,
-        "epochs": chosen.epochs,
-        "batch": 40,
-    }
-    header = machine() | {"settings": settings}
 
     def note(row: dict[str, object]) -> None:
         rows.append(row)
-        print(json.dumps(row), flush=True)
-        header["load_at_end"] = os.getloadavg()[0]
-        results = (
-            json.loads(chosen.out.read_text()) if chosen.out.exists() else {}
-        )
-        chosen.out.parent.mkdir(exist_ok=True)
-        chosen.out.write_text(
-            json.dumps(results | {key: header | {"rows": rows}}, indent=1) + "\n"
-        )
+        print(key, json.dumps(row), flush=True)
+        measured = header | {"load_at_end": os.getloadavg()[0], "rows": rows}
+        results = json.loads(out.read_text()) if out.exists() else {}
+        out.parent.mkdir(exist_ok=True)
+        out.write_text(json.dumps(results | {key: measured}, indent=1) + "\n")
 
     return note
+
+
+def watching(
+    chosen: argparse.Namespace,
+    config: ExperimentConfig,
+    stream: Benchmark,
+    learner: str,
+    margin: dict[str, float],
+    header: dict[str, object],
+) -> tuple[Stopwatch, FedKnowSettings, Note]:
+    """Make what times and notes the steps of one learner's settings."""
+    settings = SETTINGS[learner](k=100, **margin)
+    key = f"{chosen.model}-{chosen.precision}-{chosen.device}"
+    if chosen.past:
+        # The epoch after aggregation has steps of another kind.
+        settings = settings.model_copy(update={"post_aggregation": "off"})
+        key += "-longer"
+        key += "" if chosen.width == 1 else f"-width-{chosen.width:g}"
+        key += "" if chosen.rounds == 1 else f"-rounds-{chosen.rounds}"
+    key += "" if learner == "fedknow" else f"-{learner}"
+    key += "" if chosen.margin is None else f"-margin-{chosen.margin:g}"
+    contenders = LONG if chosen.past else ()
+    watch = Stopwatch(config, stream, chosen.device, settings, contenders)
+    return watch, settings, noting(chosen.out, key, header)
+
+
+def main() -> None:
+    chosen = read_options()
+    torch.set_num_threads(1)
+    if len(chosen.learners) > 1 and not chosen.past:
+        raise SystemExit("--learners takes several only with --past")
+    margin = {} if chosen.margin is None else {"margin": chosen.margin}
+    config = load_preset(
+        "paper-cifar100-small" if chosen.model == "cnn6" else "paper-cifar100",
+        [
+            f"learner={chosen.learners[0]}",
+            f"model.name={chosen.model}",
+            f"model.width={chosen.width}",
+            f"train.precision={chosen.precision}",
+            f"train.rounds={chosen.rounds}",
+            f"train.epochs={chosen.epochs}",
+            "learner.k=100",
+            *(f"learner.{name}={value}" for name, value in margin.items()),
+        ],
+    )
+    stream = make_benchmark(config)
+    header: dict[str, object] = machine() | {
+        "settings": {
+            "width": chosen.width,
+            "rounds": chosen.rounds,
+            "epochs": chosen.epochs,
+            "batch": 40,
+        },
+    }
+    watches = [
+        watching(chosen, config, stream, learner, margin, header)
+        for learner in chosen.learners
+    ]
+    if chosen.past:
+        longer(config, stream, watches, chosen.past, chosen.states)
+    else:
+        watch, _, note = watches[0]
+        paper(config, stream, watch, chosen.last, note)
 
 
 if __name__ == "__main__":

@@ -84,6 +84,7 @@ OTHER_WAYS = [
         "learner.integrator=surrogate",
     ],
     ["learner=fedknow", "learner.integrator=online", "learner.margin=0.1"],
+    ["learner=fedknow", "learner.integrator=bounded", "learner.tolerance=0.01"],
     [
         "learner=fedknow",
         "model=mlp",

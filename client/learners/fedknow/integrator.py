@@ -9,11 +9,12 @@ run:
 - :class:`LazyQp`: exact; products first, then the restored gradients that they ask for;
 - :class:`ExactQp`: exact, from all restored gradients;
 - :class:`Surrogate`: an approximation that takes all violated constraints as one;
+- :class:`Bounded`: an approximation that hurts no past task beyond a bound;
 - :class:`OnlineDual`: an approximation that keeps its multipliers from batch to batch;
 - :class:`Sum`: no constraints but the sum of all gradients, which is distillation;
 - :class:`Off`: plain training.
 
-The first four turn ``g + margin * sum_i g_i`` in place of g. So each multiplier of Eq. (4) is at
+The first five turn ``g + margin * sum_i g_i`` in place of g. So each multiplier of Eq. (4) is at
 least ``margin``.
 """
 
@@ -21,11 +22,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from itertools import count
 from typing import ClassVar, cast
 
 import numpy as np
 from torch import Tensor
 
+from fedknow.client.learners.fedknow.bounded_dual import integrate_within
 from fedknow.client.learners.fedknow.gradients import CurrentGradient, WholeBatch
 from fedknow.client.learners.fedknow.partial_duals import (
     integrate_lazily,
@@ -41,6 +44,7 @@ from fedknow.client.learners.frames.projection import (
 )
 
 __all__ = [
+    "Bounded",
     "ExactQp",
     "Integrator",
     "LazyQp",
@@ -64,6 +68,8 @@ def integrator_for(settings: FedKnowSettings) -> Integrator:
     >>> type(integrator_for(FedKnowSettings(path="full"))).__name__
     'ExactQp'
     """
+    if settings.integrator == "bounded":
+        return Bounded(settings.k, settings.margin, settings.tolerance)
     kinds: dict[str, type[Integrator]] = {
         "qp": ExactQp if settings.path == "full" else LazyQp,
         "surrogate": Surrogate,
@@ -219,6 +225,45 @@ class Surrogate(_Solver):
         lengths = restored.lengths()
         products, _ = restored.products(g)
         return integrate_surrogate(g, lengths, products, restored.combine)
+
+
+class Bounded(_Solver):
+    """Hurts no past task beyond a bound, in memory of a fixed size.
+
+    See :func:`~fedknow.client.learners.fedknow.bounded_dual.integrate_within`.
+
+    Parameters
+    ----------
+    k : int
+        How many signature tasks are chosen at most.
+    margin : float
+        The least that each multiplier may be.
+    tolerance : float
+        How fast the step may raise a past loss, as a share of how fast g raises one.
+    """
+
+    asks_products = True
+
+    def __init__(self, k: int, margin: float, tolerance: float) -> None:
+        super().__init__(k, margin)
+        self._tolerance = tolerance
+
+    def _lay_out(
+        self, gradient: CurrentGradient, restored: RestoredGradients
+    ) -> None:
+        # One place for weighted sums, however many restored gradients there are.
+        gradient.lay_out(1)
+        gradient.prepare(restored, self.asks_products)
+
+    def _solve(self, g: Tensor, restored: RestoredGradients) -> Integration:
+        rounds = count()
+        return integrate_within(
+            self._tolerance,
+            g,
+            restored.gram,
+            lambda w: restored.combine(w, is_again=next(rounds) > 0),
+            restored.products,
+        )
 
 
 class Sum(_Solver):

@@ -21,6 +21,9 @@ from fedknow.client.learners.frames.projection import Vector
 
 __all__ = ["RestoredGradients"]
 
+TASKS = 16
+"""Past tasks whose gradients at the features are multiplied at once."""
+
 
 class RestoredGradients:
     """The restored gradients g_i of one batch, the rows of G.
@@ -110,20 +113,23 @@ class RestoredGradients:
             self._built += 1
         return self._buffer.restored[: self._built]
 
-    def combine(self, weights: Vector) -> Tensor:
+    def combine(self, weights: Vector, is_again: bool = False) -> Tensor:
         """Compute ``sum_i w_i g_i`` by one backward pass.
 
         Parameters
         ----------
         weights : ndarray
             w, float64 [k].
+        is_again : bool
+            Whether the place has been charged already, and its content is not needed any more.
 
         Returns
         -------
         Tensor
             Float [size], in the buffer's first place.
         """
-        row = self._buffer.use_restored(0)
+        place = self._buffer.restored[0]
+        row = place if is_again else self._buffer.use_restored(0)
         with self._on_demand("combine"):
             combined = self._combined(weights)
             return self.at_body.pullback(combined @ self._head, row)
@@ -190,6 +196,22 @@ class RestoredGradients:
                     / self._cotangent.norm().clamp_min(1e-30)
                 )
             return _to_numpy(lengths)
+
+    def gram(self) -> Vector:
+        """Multiply all pairs at the features: ``<c_i, c_j>``, float64 [k, k].
+
+        What the body does to them is left out.
+        """
+        with self._on_demand("gram"):
+            p, between = self._at_logits, self._head @ self._head.T
+            flat = p.flatten(1).T
+            # Some at a time, so that the memory for it does not grow with the tasks.
+            parts = [
+                (part @ between).flatten(1) @ flat for part in p.split(TASKS)
+            ]
+            gram = _to_numpy(torch.cat(parts))
+            # To the last bit, as the dual's solution supposes.
+            return (gram + gram.T) / 2
 
     def _combined(self, weights: Vector) -> Tensor:
         """Give ``sum_i w_i p_i``, float [B, classes]."""

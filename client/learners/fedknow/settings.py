@@ -77,12 +77,18 @@ class FedKnowSettings(LearnerSettings):
     each round: those chosen last, and others at random. With that a round costs the same
     however many tasks there are; the choice is exact as long as they are no more than that, and
     an approximation afterwards, of which no loss was seen (docs/evidence/benchmarks.md, Growth)."""
-    integrator: Literal["qp", "surrogate", "online", "sum", "off"] = "qp"
-    """``qp`` is the paper's, with ``margin``. Two approximations cost the same however many tasks
-    there are: ``surrogate`` takes all violated constraints as one, their weighted sum;
-    ``online`` keeps the multipliers of Eq. (4) from batch to batch and moves them one step a
-    batch. ``sum`` adds the restored gradients instead (distillation), ``off`` ignores them: for
-    ablation."""
+    integrator: Literal["qp", "bounded", "surrogate", "online", "sum", "off"] = (
+        "qp"
+    )
+    """``qp`` is the paper's, with ``margin``. ``bounded`` is for long streams: it hurts no past
+    task beyond a bound (``tolerance``), in memory that does not grow with the tasks. Two
+    approximations without a bound cost the same however many tasks there are: ``surrogate``
+    takes all violated constraints as one, their weighted sum; ``online`` keeps the multipliers
+    of Eq. (4) from batch to batch and moves them one step a batch. ``sum`` adds the restored
+    gradients instead (distillation), ``off`` ignores them: for ablation."""
+    tolerance: float = Field(0.25, ge=1e-3, lt=1)
+    """``bounded``: how fast g' may raise the loss of a past task at most, as a share of how fast g
+    raises the one that it raises fastest."""
     path: Literal["adaptive", "full"] = "adaptive"
     """How ``qp`` comes to its result, which is the same up to rounding: from the restored
     gradients it needs, or from all of them."""

@@ -277,6 +277,8 @@ def test_keys_tell_all_that_a_cost_depends_on(name):
         {"k": 1},
         {"k": 1, "select": "batch"},
         {"path": "full"},
+        {"integrator": "bounded", "tolerance": 0.01},
+        {"integrator": "bounded", "restore_from": 0.5},
         {"integrator": "surrogate"},
         {"integrator": "online"},
         {"integrator": "online", "k": 2},

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy.optimize import nnls
 
 from fedknow.client.learners.fedknow.integrator import (
+    Bounded,
     ExactQp,
     LazyQp,
     Off,
@@ -250,6 +251,7 @@ def test_products_that_are_not_finite_are_refused(bad):
     [
         ({}, LazyQp),
         ({"path": "full"}, ExactQp),
+        ({"integrator": "bounded"}, Bounded),
         ({"integrator": "surrogate"}, Surrogate),
         ({"integrator": "online"}, OnlineDual),
         ({"integrator": "sum"}, Sum),

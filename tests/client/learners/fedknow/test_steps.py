@@ -484,7 +484,7 @@ def test_other_integrators_by_their_definition(tiny_model, tiny_task, margin):
     assert g + signature[violated].T @ v == pytest.approx(ours, abs=1e-10)
 
 
-@pytest.mark.parametrize("integrator", ["qp", "surrogate", "sum"])
+@pytest.mark.parametrize("integrator", ["qp", "bounded", "surrogate", "sum"])
 def test_signature_tasks_are_chosen_before_they_are_integrated(
     tiny_model, tiny_task, integrator
 ):
