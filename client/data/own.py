@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedknow.client.data.arrays import Dataset, require
+from fedknow.client.data.classes import whole_numbers
 from fedknow.client.data.columns import Column
 from fedknow.client.data.samples import Kind, SampleSpec
 from fedknow.client.data.sounds import from_sounds
@@ -162,7 +163,10 @@ def _from_arrays(config: DataConfig, arrays: dict[str, NDArray[Any]]) -> Dataset
             )
     x = arrays["train_x"]
     spec = _spec(config, x)
-    labels = [np.asarray(arrays[key], np.int64) for key in ("train_y", "test_y")]
+    labels = [
+        whole_numbers(f"data.name = {config.name!r}: array {key!r}", arrays[key])
+        for key in ("train_y", "test_y")
+    ]
     names = tuple(map(str, range(1 + int(labels[0].max()))))
     if "mean" in arrays and "std" in arrays:
         return Dataset(

@@ -118,9 +118,14 @@ class SampleSpec:
                 f"shape = {list(self.shape)}: samples of kind {self.kind!r} have {axes}"
             )
         if self.dtype not in _STORED[self.kind]:
+            # NumPy makes doubles unless told otherwise. Other types have no one remedy.
+            is_double = (
+                self.dtype == "float64" and "float32" in _STORED[self.kind]
+            )
             raise ConfigError(
                 f"dtype = {self.dtype!r}: samples of kind {self.kind!r} are stored as "
                 f"{' or '.join(_STORED[self.kind])}"
+                + ("; x.astype('float32') converts them" if is_double else "")
             )
         # Without the number of ids nobody could size an embedding.
         if (self.kind == "tokens") != (self.vocabulary > 1):

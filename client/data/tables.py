@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fedknow.client.data.arrays import Dataset, Labels, require
 from fedknow.client.data.cells import read_inputs
+from fedknow.client.data.classes import whole_numbers
 from fedknow.client.data.columns import Column
 from fedknow.protocols.config import ConfigError, DataConfig
 from fedknow.protocols.texts import counted
@@ -141,10 +142,12 @@ def from_tables(name: str, train: Any, test: Any | None, roles: Roles) -> Datase
     for table in (train, test):
         if table is not None:
             _check_table(name, table, list(filter(None, required)))
+            # Before the split, which would find no class twice.
+            _labels(name, table, roles.label)
     if test is None:
         train, test = _split_table(name, train, roles)
     inputs, spec = read_inputs(name, (train, test), roles.input, roles.tokenizer)
-    labels = [_values(table[roles.label]) for table in (train, test)]
+    labels = [_labels(name, table, roles.label) for table in (train, test)]
     classes = _class_names(train, roles.label, np.concatenate(labels))
     places = {value: place for place, value in enumerate(classes)}
     numbers = [_numbers(values, places) for values in labels]
@@ -219,6 +222,14 @@ def _values(column: Any) -> NDArray[Any]:
     return np.asarray(column.to_pylist())
 
 
+def _labels(name: str, table: Any, column: str) -> NDArray[Any]:
+    """Give labels: whole numbers or texts."""
+    values = _values(table[column])
+    if values.dtype.kind != "f":
+        return values
+    return whole_numbers(f"data set {name!r}: column {column!r}", values)
+
+
 def _class_names(
     table: Any, column: str, labels: NDArray[Any]
 ) -> dict[Any, str] | list[Any]:
@@ -244,21 +255,35 @@ def _other_columns(
     train: Any, test: Any, required: Sequence[str]
 ) -> dict[str, Column]:
     """Keep what else is known: columns of whole numbers and of texts."""
-    types = require("pyarrow").types
     columns = {}
     for field in train.schema:
-        is_known = types.is_integer(field.type) or types.is_string(field.type)
         # Known of every sample of both parts, else some would belong to no client or domain.
         is_whole = (
             field.name in test.column_names
             and not train[field.name].null_count
             and not test[field.name].null_count
         )
-        if is_known and is_whole and field.name not in required:
+        if _is_discrete(field.type) and is_whole and field.name not in required:
             columns[field.name] = Column.from_values(
                 _values(train[field.name]), _values(test[field.name])
             )
     return columns
+
+
+def _is_discrete(kind: Any) -> bool:
+    """Tell whether an Arrow type holds whole numbers or texts."""
+    types = require("pyarrow").types
+    # pandas writes texts as large strings, and its categories as a dictionary.
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    tests = (
+        types.is_integer,
+        types.is_boolean,
+        types.is_string,
+        types.is_large_string,
+        types.is_string_view,
+    )
+    return any(is_of(kind) for is_of in tests)
 
 
 def _groups(

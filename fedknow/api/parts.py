@@ -107,9 +107,26 @@ def _registered(section: str, part: Any) -> str:
     # A network is callable too, but calling it makes no network.
     if callable(part) and not isinstance(part, nn.Module):
         return name_part(part)
+    # In one line: tables of other libraries print themselves over several.
+    shown = f"{' '.join(repr(part).split()):.80}"
     raise ConfigError(
-        f"{section} = {part!r:.80}: is a {kind}; it must be {_EXPECTED[section]}"
+        f"{section} = {shown}: is a {kind}; it must be {_EXPECTED[section]}"
+        f"{_remedy(section, part)}"
     )
+
+
+def _remedy(section: str, part: Any) -> str:
+    """Name what makes a data set of an object of another library."""
+    # By the method, as neither library need be installed.
+    if section != "data" or isinstance(part, type):
+        return ""
+    if hasattr(part, "with_format"):
+        maker = "from_huggingface(name, train, test, roles)"
+    elif hasattr(part, "__getitem__") and hasattr(part, "__len__"):
+        maker = "from_torch(name, train, test)"
+    else:
+        return ""
+    return f", which fedknow.client.data.{maker} makes"
 
 
 def adopt(section: str, part: Any, name: str) -> None:

@@ -198,6 +198,31 @@ def test_wrong_roles_are_refused(
         load("file:moves.parquet", tmp_path, **ROLES | changes)
 
 
+def test_columns_as_pandas_writes_them(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "x": [float(row) for row in range(10)],
+            "label": [0.0, 1.0] * 5,
+            "user": pa.array(
+                [f"u{row % 3}" for row in range(10)], "large_string"
+            ),
+            "site": pa.array(["a", "b"] * 5).dictionary_encode(),
+            "is_old": [row < 5 for row in range(10)],
+            "weight": [0.5] * 10,
+        }
+    )
+    pq.write_table(table, tmp_path / "moves.parquet")
+    data = load("file:moves.parquet", tmp_path, input=["x"], label="label")
+    assert data.class_names == ("0", "1")
+    assert data.columns["user"].names == ("u0", "u1", "u2")
+    assert data.columns["site"].test.tolist() == [0, 1]
+    assert set(data.columns) == {"user", "site", "is_old"}
+    with pytest.raises(
+        ConfigError, match=r"'weight' holds 0\.5, which is no class"
+    ):
+        load("file:moves.parquet", tmp_path, input=["x"], label="weight")
+
+
 def test_empty_cells_and_missing_files_are_refused(tmp_path: Path) -> None:
     table = pa.table({"x": [1.0, None], "label": [0, 1]})
     pq.write_table(table, tmp_path / "holes.parquet")
@@ -231,6 +256,25 @@ def test_arrays_of_an_archive(tmp_path: Path) -> None:
     assert str(data.spec) == "series of 16x3"
     assert data.columns["person"].names == ("0", "1")
     assert (data.train_x == arrays["train_x"]).all()
+
+
+def test_arrays_that_are_no_classes_or_doubles(tmp_path: Path) -> None:
+    x = np.zeros((4, 3), np.float32)
+    whole = np.array([0.0, 1.0, 1.0, 0.0])
+    arrays = {"train_x": x, "train_y": whole, "test_x": x + 1, "test_y": whole}
+    np.savez(tmp_path / "rows.npz", **arrays)
+    assert load("file:rows.npz", tmp_path).train_y.tolist() == [0, 1, 1, 0]
+    np.savez(tmp_path / "rows.npz", **arrays | {"train_y": whole + 0.25})
+    with pytest.raises(
+        ConfigError, match=r"'train_y' holds 0.25, which is no cl"
+    ):
+        load("file:rows.npz", tmp_path)
+    np.savez(tmp_path / "rows.npz", **arrays | {"test_y": np.array(["a"] * 4)})
+    with pytest.raises(ConfigError, match=r"'test_y' is <U1; classes are whole"):
+        load("file:rows.npz", tmp_path)
+    np.savez(tmp_path / "rows.npz", **arrays | {"train_x": x.astype(float)})
+    with pytest.raises(ConfigError, match=r"x\.astype\('float32'\) converts"):
+        load("file:rows.npz", tmp_path)
 
 
 def test_ten_million_samples_are_not_read(tmp_path: Path) -> None:
@@ -303,3 +347,47 @@ def test_torch_data_sets(tmp_path: Path) -> None:
     grey = from_torch("grey", pictures, pictures)
     assert grey.train_x.shape == (4, 1, 2, 3)
     assert grey.spec.dtype == "uint8"
+
+
+def test_torch_series_of_unequal_lengths() -> None:
+    def part(steps: int) -> list[tuple[torch.Tensor, int]]:
+        return [
+            (torch.full((steps + row % 2, 3), row + 1.0), row % 2)
+            for row in range(4)
+        ]
+
+    data = from_torch("mine", part(4), part(5))
+    # The longest of both parts.
+    assert str(data.spec) == "series of 6x3"
+    assert data.train_x.lengths.tolist() == [4, 5, 4, 5]
+    assert data.test_x.row(1).tolist() == [[2.0] * 3] * 6
+
+
+ROW = torch.zeros(3)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ([(ROW, 0.5)], r"item 0: its label holds 0\.5, which is no class"),
+        ([(ROW, torch.tensor([0, 1]))], r"item 0 has labels of shape \[2\]"),
+        ([{"x": ROW, "y": 0}], "item 0 is dict; it must be a pair"),
+        ([(ROW, 0), (torch.zeros(4), 1)], r"shapes \[\(3,\), \(4,\)\]; all must"),
+        (iter([(ROW, 0)]), "list_iterator has no length"),
+        ([], "holds no samples"),
+    ],
+)
+def test_torch_items_that_are_no_pairs(part: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_torch("mine", part, part)
+
+
+def test_parts_of_the_hub_that_are_no_tables() -> None:
+    table = datasets.Dataset.from_dict({"x": [0.0, 1.0], "y": [0, 1]})
+    both = datasets.DatasetDict(train=table, test=table)
+    roles = Roles(["x"], "y")
+    with pytest.raises(ConfigError, match=r"data\['train'\], data\['test'\]"):
+        from_huggingface("mine", both, None, roles)
+    stream = table.to_iterable_dataset()
+    with pytest.raises(ConfigError, match="loaded without streaming"):
+        from_huggingface("mine", stream, None, roles)
