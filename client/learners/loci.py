@@ -50,6 +50,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedknow.client.data.stream import Split, TaskData
+from fedknow.client.learners.fedknow.checks import no_weights
 from fedknow.client.learners.fedknow.flat import (
     flatten_present,
     free_parameters,
@@ -60,7 +61,6 @@ from fedknow.client.learners.fedknow.knowledge import (
     FineTuning,
     Knowledge,
     extract,
-    prunable,
 )
 from fedknow.client.learners.frames.exchange import Entries
 from fedknow.client.learners.frames.learner import (
@@ -387,10 +387,8 @@ def _check_model(body: nn.Module, head: nn.Linear) -> None:
     ConfigError
         Saying what it lacks.
     """
-    fault = ""
-    if not prunable(body):
-        fault = "its body has no weight matrices to train, of which it would keep a fraction"
-    elif head.bias is None:
+    fault = no_weights(body)
+    if not fault and head.bias is None:
         fault = "its head needs a bias"
     if fault:
         raise ConfigError(

@@ -210,6 +210,8 @@ class Gru(nn.Module):
 
     def __init__(self, inputs: int, hidden: int) -> None:
         super().__init__()
+        # Not asked of a layer, in whose place an adapter may stand.
+        self.hidden = hidden
         self.inputs = nn.Linear(inputs, 3 * hidden)
         self.recurrent = nn.Linear(hidden, 3 * hidden)
         # As PyTorch's own recurrent layers begin.
@@ -232,8 +234,7 @@ class Gru(nn.Module):
         """
         # All steps at once: only the recurrent half must wait for the step before.
         steps = self.inputs(x).unbind(1)
-        size = self.recurrent.in_features
-        state = torch.zeros_like(steps[0][:, :size])
+        state = torch.zeros_like(steps[0][:, : self.hidden])
         for place, step in enumerate(steps):
             new = self._next(step, state)
             if is_step is not None:

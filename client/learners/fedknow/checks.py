@@ -9,7 +9,7 @@ from fedknow.client.learners.fedknow.knowledge import prunable
 from fedknow.client.learners.fedknow.settings import FedKnowSettings
 from fedknow.protocols.config import ConfigError
 
-__all__ = ["check_model"]
+__all__ = ["check_model", "no_weights"]
 
 
 def check_model(
@@ -22,24 +22,39 @@ def check_model(
     ConfigError
         Saying what the model must have.
     """
-    fault = None
-    if not prunable(body):
-        fault = "its body has no weight matrices to train, of which it would keep a fraction"
-    elif head.bias is None:
-        fault = "its head needs a bias"
-    elif settings.restore_from < 1 and any(
-        isinstance(m, _BatchNorm) for m in body.modules()
-    ):
-        fault = (
-            "learner.restore_from < 1 would move its BatchNorm statistics twice a "
-            "batch; set it to 1"
-        )
-    elif settings.restore_from < 1 and settings.integrator == "online":
-        fault = (
-            "learner.integrator = 'online' turns g by one backward pass of the whole "
-            "batch; set restore_from to 1"
-        )
+    fault = no_weights(body) or _fault(body, head, settings)
     if fault:
         raise ConfigError(
             f"learner.name = {settings.learner!r} cannot train this model: {fault}"
         )
+
+
+def _fault(body: nn.Module, head: nn.Linear, settings: FedKnowSettings) -> str:
+    if head.bias is None:
+        return "its head needs a bias"
+    if settings.restore_from == 1:
+        return ""
+    if any(isinstance(m, _BatchNorm) for m in body.modules()):
+        return (
+            "learner.restore_from < 1 would move its BatchNorm statistics twice a "
+            "batch; set it to 1"
+        )
+    if settings.integrator == "online":
+        return (
+            "learner.integrator = 'online' turns g by one backward pass of the whole "
+            "batch; set restore_from to 1"
+        )
+    return ""
+
+
+def no_weights(body: nn.Module) -> str:
+    """Say what a body lacks, of which knowledge is a fraction; else ``""``."""
+    if prunable(body):
+        return ""
+    fault = "its body has no weight matrices to train, of which it would keep a fraction"
+    # Frozen by model.train: the remedy is a setting and not another model.
+    if any(not parameter.requires_grad for parameter in body.parameters()):
+        fault += (
+            "; with a frozen body, set model.neck = 256 or model.train = 'last:1'"
+        )
+    return fault

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from fedknow.client.data import SampleSpec
 from fedknow.client.models import build_model
 from fedknow.client.models.lora import Adapted, adapt
 from fedknow.protocols.config import ConfigError, ModelConfig
@@ -73,3 +74,27 @@ def test_a_network_begins_as_it_was():
         n.startswith("head.") or n[-9:] in (".a.weight", ".b.weight")
         for n in free
     )
+
+
+SAMPLES = (
+    SampleSpec("series", (16, 3), "float32"),
+    SampleSpec("waveform", (4000,), "int16", rate=8000),
+    SampleSpec("tokens", (5,), "int32", vocabulary=9),
+)
+NETWORKS = [("cnn1d", sample) for sample in SAMPLES[:2]]
+NETWORKS += [("gru", sample) for sample in SAMPLES]
+NETWORKS += [("transformer", sample) for sample in SAMPLES]
+
+
+@pytest.mark.parametrize(("name", "sample"), NETWORKS, ids=str)
+def test_networks_of_sequences_train_their_adapters(name, sample):
+    lora = ModelConfig(name=name, train="lora", lora_rank=2)
+    model = build_model(lora, sample, 4, seed=0).eval()
+    x = sample.random(3)
+    plain = build_model(ModelConfig(name=name), sample, 4, seed=0).eval()
+    assert torch.equal(plain.body(x), model.body(x))
+    model(x).sum().backward()
+    free = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert all(p.grad is not None for p in free.values())
+    adapters = [p for n, p in free.items() if n.endswith(".b.weight")]
+    assert any(p.grad.any() for p in adapters)
