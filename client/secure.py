@@ -15,6 +15,7 @@ import numpy as np
 
 from fedknow.client.host import Answerer
 from fedknow.client.learners.frames.learner import Learner
+from fedknow.client.secure_once import answer_once
 from fedknow.client.secure_requests import (
     check_session,
     read_nodes,
@@ -157,15 +158,16 @@ class SecureNode:
                 f"secure aggregation among nodes {nodes}: it takes {rounds.MINIMUM} or more, "
                 f"and this client, node {message.node}, among them"
             )
-        own_key = mask_keys[nodes.index(message.node)]
-        # Two with one key would have masks that are no secret of a pair.
-        if own_key != public_key(secret_of(session, rounds.MASK_KEY)) or len(
-            set(mask_keys)
-        ) < len(nodes):
-            raise ValueError(
-                "the server handed out keys that are not those of the clients"
-            )
+        _check_keys(session, mask_keys[nodes.index(message.node)], mask_keys)
         threshold = rounds.threshold_of(self._privacy.threshold, len(nodes))
+        # Shares of two dealings, with a lower threshold in one, would take fewer to open.
+        answer_once(
+            secret_of(session, "mask"),
+            "dealing of shares",
+            repr(nodes).encode(),
+            *share_keys,
+            *mask_keys,
+        )
         # Both secrets are dealt, and of each client only one is ever opened; see `_unmask`.
         of_mask = deal(secret_of(session, "mask"), nodes, threshold)
         of_key = deal(secret_of(session, rounds.MASK_KEY), nodes, threshold)
@@ -226,6 +228,10 @@ class SecureNode:
         else:
             numbers, new = self._sums.encode(new, len(peers))
         numbers = numbers + _masks(peers, message.node, session, numbers.size)
+        # An update less another one under the same mask would lie open.
+        answer_once(
+            secret_of(session, "mask"), "masked answer", numbers.tobytes()
+        )
         masked: Arrays = Arrays({rounds.MASKED: numbers})
         # The clients of this sum, so that no other set of them can be opened.
         worked = {**session, rounds.SURVIVORS: peers, "threshold": threshold}
@@ -260,6 +266,12 @@ class SecureNode:
                 f"the sum of nodes {survivors} is to be opened: they must be "
                 f"{session['threshold']} or more of {peers}"
             )
+        # Also from an older state, which still has the secrets.
+        answer_once(
+            secret_of(session, "mask"),
+            "opening",
+            repr(sorted(survivors)).encode(),
+        )
         sealed = read_texts(request, rounds.SEALED, len(peers))
         public_keys = dict(
             zip(session[rounds.NODES], session[rounds.SHARE_KEYS], strict=True)
@@ -321,6 +333,19 @@ def _masks(
             # One of a pair adds the mask and the other subtracts it, so that it leaves the sum.
             total = total + pair_mask(key, size, node < peer)
     return total
+
+
+def _check_keys(
+    session: Mapping[str, Any], own_key: bytes, mask_keys: Sequence[bytes]
+) -> None:
+    """Refuse keys that are not those of the clients."""
+    # Two with one key would have masks that are no secret of a pair.
+    if own_key != public_key(secret_of(session, rounds.MASK_KEY)) or len(
+        set(mask_keys)
+    ) < len(mask_keys):
+        raise ValueError(
+            "the server handed out keys that are not those of the clients"
+        )
 
 
 def _encode_update(work: Message, reply: Message, clients: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from fedknow.client.data.cells import read_wav
 from fedknow.client.data.files import fingerprint
 from fedknow.client.data.ragged import Ragged
 from fedknow.protocols.config import ConfigError
+from fedknow.protocols.texts import counted
 
 __all__ = ["Sounds", "cached_sounds"]
 
@@ -182,5 +183,5 @@ def _mapped(folder: Path, name: str) -> Ragged:
     # A plain array over the mapped file: pages are shared by all processes.
     values = np.asarray(np.memmap(folder / f"{name}.int16", np.int16, "r"))
     if len(values) != lengths.sum():
-        raise ValueError(f"{name}.int16 has {len(values)} values")
+        raise ValueError(f"{name}.int16 has {counted(len(values), 'value')}")
     return Ragged(values, np.cumsum(lengths) - lengths, lengths)

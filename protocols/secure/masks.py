@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "KEY_BYTES",
+    "SEAL_BYTES",
     "agree",
     "mask",
     "new_key",
@@ -32,6 +33,8 @@ __all__ = [
 Masks = NDArray[np.uint64]
 
 KEY_BYTES = 32
+SEAL_BYTES = 16
+"""By how much sealed shares are longer: the code of Poly1305."""
 
 
 def new_key() -> bytes:

@@ -1,8 +1,8 @@
 """The audit log: who came, who was turned away, and what the operator did.
 
-Each line of ``audit.jsonl`` holds the SHA-256 of the line before, so no line can be changed or
-taken out without a break in the chain. What a chain cannot show by itself is a shorter end:
-whoever notes the last hash elsewhere can prove that too.
+Each line of ``audit.jsonl`` holds the SHA-256 of the line before, so no line but the last can be
+changed or taken out without a break in the chain. A chain does not show a shorter end by itself,
+nor that all its hashes were made anew. Whoever notes the last hash elsewhere can prove both.
 """
 
 from __future__ import annotations

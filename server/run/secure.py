@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -19,6 +20,7 @@ from fedknow.protocols.messages import (
     Content,
     Message,
     Metrics,
+    client_of,
 )
 from fedknow.protocols.secure import rounds
 from fedknow.protocols.secure.fixed import (
@@ -55,6 +57,7 @@ class SecureRounds:
     def __init__(self, run: RunContext) -> None:
         self._run = run
         self._waves = SecureWaves(run)
+        self._heavy: set[int] = set()
 
     def exchange(self, messages: Sequence[FlowerMessage]) -> list[FlowerMessage]:
         """Send work, and give one answer for all.
@@ -83,6 +86,7 @@ class SecureRounds:
             nodes = {each.metadata.dst_node_id for each in messages}
             session = self._waves.prepare(sorted(nodes))
             replies = self._train(session, messages)
+            self._note_heavy(replies)
             total = self._waves.open(session, replies)
         except TooFew as problem:
             # Devices drop out by chance, so a round without a sum is no fault of the run.
@@ -199,6 +203,25 @@ class SecureRounds:
         requests = {each.metadata.message_id: each for each in messages}
         reply = replace(earliest, content=content)
         return to_flower(reply, requests[earliest.reply_to])
+
+    def _note_heavy(self, replies: Mapping[int, Message]) -> None:
+        """Say whose claim of samples counts for more than it would in the clear."""
+        multiple = self._run.parts.config.engine.max_weight
+        if not multiple or self._run.incidents.claims.are_known:
+            return
+        weights = {node: _weight(reply) for node, reply in replies.items()}
+        median = statistics.median_low(weights.values())
+        for node, weight in weights.items():
+            # Once for each client, as the next rounds would only repeat it.
+            if weight <= multiple * median or node in self._heavy:
+                continue
+            self._heavy.add(node)
+            # The client has weighed its numbers itself, so that nothing can be bounded here.
+            self._run.incidents.warn(
+                f"client {client_of(node)} claims {counted(int(weight), 'sample')}, and under "
+                f"masks all of them count, where engine.max_weight = {multiple:g} would let "
+                f"{multiple * median:.0f} count; eject the client if that is not so"
+            )
 
     def _sum(self, total: np.ndarray, layout: SumLayout, clients: int) -> Arrays:
         """Decode the sum of what clients share."""

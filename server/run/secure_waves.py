@@ -21,13 +21,19 @@ from fedknow.protocols.messages import (
 from fedknow.protocols.secure import rounds
 from fedknow.protocols.secure.masks import (
     KEY_BYTES,
+    SEAL_BYTES,
     agree,
     mask,
     new_key,
     pair_mask,
     public_key,
 )
-from fedknow.protocols.secure.shamir import recover, weights_at_zero
+from fedknow.protocols.secure.shamir import (
+    SHARE_BYTES,
+    recover,
+    weights_at_zero,
+)
+from fedknow.protocols.texts import counted
 from fedknow.server.checks.faults import RunError
 from fedknow.server.run.context import RunContext
 
@@ -154,7 +160,10 @@ class SecureWaves:
         answers = self._wave(
             rounds.SHARES,
             dict.fromkeys(members, request),
-            lambda record: read_texts(record, rounds.SEALED, len(members)),
+            # Of the right length: others carry them, and each has room for so much.
+            lambda record: read_texts(
+                record, rounds.SEALED, len(members), 2 * SHARE_BYTES + SEAL_BYTES
+            ),
         )
         sealed = {
             node: dict(zip(members, packages, strict=True))
@@ -193,7 +202,9 @@ class SecureWaves:
         answers = self._wave(
             rounds.UNMASK,
             work,
-            lambda record: read_texts(record, rounds.SHARES, len(session.peers)),
+            lambda record: read_texts(
+                record, rounds.SHARES, len(session.peers), SHARE_BYTES
+            ),
         )
         require(len(answers), session.threshold, len(survivors), "opened the sum")
         # As many as needed, the same for all secrets, so that the weights are computed once.
@@ -292,11 +303,17 @@ def read_keys(record: Config) -> tuple[bytes, bytes]:
     return keys[0], keys[1]
 
 
-def read_texts(record: Config, name: str, count: int) -> list[bytes]:
-    """Read a list of so many texts of bytes."""
+def read_texts(record: Config, name: str, count: int, size: int) -> list[bytes]:
+    """Read a list of so many texts of so many bytes."""
     values = record.get(name)
     texts = values if isinstance(values, list) else []
-    right = [value for value in texts if isinstance(value, bytes)]
+    right = [
+        value
+        for value in texts
+        if isinstance(value, bytes) and len(value) == size
+    ]
     if len(right) != count or len(texts) != count:
-        raise ValueError(f"its {name} are not {count} texts of bytes")
+        raise ValueError(
+            f"its {name} are not {count} texts of {counted(size, 'byte')}"
+        )
     return right

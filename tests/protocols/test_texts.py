@@ -35,6 +35,7 @@ ALWAYS_SEVERAL = {
     "client/data/speech.py: 8 * form[1]",
     "client/data/cells.py: sorted(rates)",  # a list of rates
     "client/data/sounds.py: sorted(rates)",
+    "client/data/sound_cache.py: sorted(self._rates)",
     "client/data/columns.py: part",  # a kind of samples, no number
     "client/data/pools.py: part",
     "client/data/published.py: part",

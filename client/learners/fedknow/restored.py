@@ -207,8 +207,7 @@ class RestoredGradients:
             flat = p.flatten(1).T
             # Some at a time, so that the memory for it does not grow with the tasks.
             parts = [
-                (part @ between).flatten(1) @ flat
-                for part in torch.split(p, TASKS)
+                (part @ between).flatten(1) @ flat for part in p.split(TASKS)
             ]
             gram = _to_numpy(torch.cat(parts))
             # To the last bit, as the dual's solution supposes.

@@ -1,10 +1,13 @@
 """Rounds of secure aggregation: the right mean, whoever drops out, and nothing else is told."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from fedknow.client.data import make_benchmark
 from fedknow.client.host import Host
+from fedknow.client.node import Node
 from fedknow.client.secure import STATE, SecureNode
 from fedknow.client.state import StateStore
 from fedknow.protocols.config import ConfigError, read_config
@@ -29,6 +32,7 @@ from fedknow.protocols.secure.rounds import (
     UNMASK,
 )
 from fedknow.server.assemble import Clients, assemble
+from fedknow.server.checks.claims import Claims
 from fedknow.server.grids.inline import InlineGrid
 from fedknow.server.run.experiment import Experiment, RunError
 from fedknow.server.run.folder import RunFolder
@@ -215,11 +219,14 @@ class Client:
         self.inner = SecureNode(self, config)
         self.learner = None
         self.state = {}
+        self.step = 1
 
     def handle(self, message, state):
         """Train."""
         arrays = message.arrays()
-        trained = Arrays((name, array + 1) for name, array in arrays.items())
+        trained = Arrays(
+            (name, array + self.step) for name, array in arrays.items()
+        )
         content = {ARRAYS: trained, "metrics": Metrics({"num-examples": 2})}
         return message.reply(content), state
 
@@ -279,6 +286,52 @@ def test_a_client_gives_its_shares_once_and_never_of_both_secrets():
     # With the other share of the same client, the server could open its update.
     second = clients[0].ask(UNMASK, opening(sealed, nodes))
     assert "no secrets of this round" in second.failure.reason
+
+
+def test_an_older_state_gives_no_share_of_the_other_secret():
+    """A server says from which state a client works, so forgetting is not enough."""
+    clients, told, sealed = dealt()
+    nodes = told[NODES]
+    train(clients[0], nodes)
+    older = clients[0].state
+    first = clients[0].ask(UNMASK, opening(sealed, nodes[:2]))
+    clients[0].state = older
+    # An answer that was lost on the way is given again.
+    again = clients[0].ask(UNMASK, opening(sealed, nodes[:2]))
+    assert again.content[SECURE] == first.content[SECURE]
+    clients[0].state = older
+    other = clients[0].ask(UNMASK, opening(sealed, nodes))
+    assert "a second opening of one round" in other.failure.reason
+
+
+@pytest.mark.parametrize("is_older", [True, False])
+def test_one_mask_hides_one_update(is_older):
+    """The difference of two answers under one mask would be that of the updates."""
+    clients, told, _ = dealt()
+    client, nodes = clients[0], told[NODES]
+    older = client.state
+    first = train(client, nodes)
+    if is_older:
+        client.state = older
+    assert train(client, nodes).arrays().keys() == {MASKED}
+    client.state = older if is_older else client.state
+    client.step = 5
+    second = train(client, nodes)
+    assert first.failure is None
+    assert "a second masked answer of one round" in second.failure.reason
+    assert not second.content
+
+
+def test_a_client_deals_its_secrets_to_one_set_of_clients():
+    clients, told, _ = dealt()
+    client = clients[0]
+    more = {
+        name: [*told[name][:2], told[name][2]] for name in told if name != SESSION
+    }
+    assert client.ask(SHARES, Config({SESSION: ID, **more})).failure is None
+    more[NODES] = [*told[NODES][:2], 9]
+    reply = client.ask(SHARES, Config({SESSION: ID, **more}))
+    assert "a second dealing of shares of one round" in reply.failure.reason
 
 
 @pytest.mark.parametrize(
@@ -364,3 +417,53 @@ def test_a_client_with_bad_keys_is_left_out(tmp_path, record, words):
     assert words in warnings[0]["reason"]
     [ended] = [event for event in events if event["event"] == "round"]
     assert ended["clients"] == 6
+
+
+@pytest.mark.parametrize("size", [0, 147, 149, 2**20])
+def test_a_client_whose_packages_have_another_length_is_left_out(tmp_path, size):
+    """Packages go to all others, whose messages have room for honest ones."""
+    config = configured("privacy.secure=true", "train.rounds=1")
+    original = SecureNode._deal_shares
+
+    def deal_shares(self, message, state, session):
+        reply, new = original(self, message, state, session)
+        if client_of(message.node) != 1:
+            return reply, new
+        record = Config({"sealed": [bytes(size)] * 7})
+        return message.reply({**reply.content, SECURE: record}), new
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SecureNode, "_deal_shares", deal_shares)
+        run(tmp_path / "a", config)
+    events = RunFolder.open(tmp_path / "a/run").events()
+    [warning] = [event for event in events if event["event"] == "warning"]
+    assert "client 1 is left out" in warning["reason"]
+    assert "are not 7 texts of 148 bytes" in warning["reason"]
+    [ended] = [event for event in events if event["event"] == "round"]
+    assert ended["clients"] == 6
+
+
+@pytest.mark.parametrize("are_known", [True, False])
+def test_a_claim_that_masks_do_not_bound_is_told(tmp_path, are_known):
+    config = configured("privacy.secure=true", "engine.on_client_error=skip")
+    original = Node._train
+
+    def train_more(self, message, state):
+        report, new = original(self, message, state)
+        examples = 1000 if client_of(message.node) == 1 else report.examples
+        return replace(report, examples=examples), new
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Node, "_train", train_more)
+        if not are_known:
+            # As with clients that have data of their own.
+            patch.setattr(Claims, "read", lambda *_: Claims(are_known=False))
+        run(tmp_path / "a", config)
+    events = RunFolder.open(tmp_path / "a/run").events()
+    reasons = [event["reason"] for event in events if event["event"] == "warning"]
+    if are_known:
+        assert not any("under masks" in reason for reason in reasons)
+    else:
+        # Once a run, in two rounds.
+        [reason] = reasons
+        assert "client 1 claims 1000 samples, and under masks all" in reason
