@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedknow.client.data.arrays import Dataset
+from fedknow.client.data.classes import whole_numbers
 from fedknow.client.data.columns import Column
 from fedknow.client.data.own import load_samples, read_arrays
 from fedknow.client.data.ragged import Ragged
@@ -162,13 +163,14 @@ def _parts_of_arrays(
                 )
         tasks = arrays[keys[2]].astype(str) if config.task_column else None
         labels = np.asarray(arrays[keys[1]])
-        # Other numbers would be cut to whole ones without a word.
-        if labels.dtype.kind not in "iu":
+        # Texts that each client numbers by itself would mean other classes to others.
+        if labels.dtype.kind not in "iuf":
             raise ConfigError(
                 f"{place}: array {keys[1]!r} is {labels.dtype}; it must be whole numbers, the "
                 "classes as the experiment counts them from 0"
             )
-        parts[name] = _Part(arrays[keys[0]], labels.astype(np.int64), tasks)
+        labels = whole_numbers(f"{place}: array {keys[1]!r}", labels)
+        parts[name] = _Part(arrays[keys[0]], labels, tasks)
     return parts
 
 

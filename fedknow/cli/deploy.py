@@ -106,10 +106,10 @@ LOG_FORMAT = typer.Option(
 )
 DATA = typer.Option(
     "--data",
-    metavar="DIR",
-    help="This client's own data (`task-000.npz`, ...) where the experiment says "
-    "`data.name = local`; else the folder of the experiment's data set. Without it "
-    "`FEDKNOW_DATA` is used; `digits` needs neither.",
+    metavar="PATH",
+    help="This client's own data where the experiment says `data.name = local`: a folder of "
+    "`task-000.npz` and so on, a table, an archive or a folder of sounds; else the folder of "
+    "the experiment's data set. Without it `FEDKNOW_DATA` is used; `digits` needs neither.",
 )
 STATE = typer.Option(
     "--state",

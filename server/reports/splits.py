@@ -50,7 +50,10 @@ TASK_HEAD = (
     "Training samples of all",
     "Test samples of a client",
 )
-TASK_NOTE = "From the client with fewest to the client with most; tasks in each client's own order."
+TASK_NOTE = (
+    "In the table, from the client with fewest to the client with most; tasks in each client's "
+    "own order."
+)
 
 
 @dataclass(frozen=True)

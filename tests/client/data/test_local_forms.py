@@ -96,6 +96,24 @@ def test_arrays(tmp_path, form):
     assert data.train.x[0].tolist() == [4.0, 5.0]
 
 
+def test_labels_of_arrays_may_be_whole_floats(tmp_path):
+    y = np.arange(8) % 4
+    x = np.arange(16, dtype=np.float32).reshape(8, 2)
+    arrays = {"train_x": x, "train_y": y.astype(float), "test_x": -x, "test_y": y}
+    place = tmp_path / "mine.npz"
+    np.savez(place, **arrays)
+    data = LocalStream(place, config()).task(0, 1)
+    assert data.train.y.tolist() == [2, 3] * 2
+    np.savez(place, **arrays | {"test_y": y + 0.5})
+    with pytest.raises(
+        ConfigError, match=r"'test_y' holds 0\.5, which is no class"
+    ):
+        LocalStream(place, config())
+    np.savez(place, **arrays | {"train_y": y.astype(str)})
+    with pytest.raises(ConfigError, match="as the experiment counts them"):
+        LocalStream(place, config())
+
+
 def test_sounds(tmp_path):
     for name in ("no", "yes"):
         (tmp_path / name).mkdir()
