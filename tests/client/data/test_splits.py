@@ -81,3 +81,13 @@ def test_other_data_are_refused(split: Path) -> None:
     )
     with pytest.raises(ConfigError, match="it is of other data than other"):
         load_split(split, other, named(split).data)
+    # Its rows lie beyond the last one of smaller data.
+    small = Dataset.from_arrays(
+        "small",
+        data.train_x[:50],
+        data.train_y[:50],
+        data.test_x[:50],
+        data.test_y[:50],
+    )
+    with pytest.raises(ConfigError, match="it is of other data than small"):
+        load_split(split, small, named(split).data)
