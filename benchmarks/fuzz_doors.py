@@ -68,7 +68,7 @@ from fedknow.protocols.work import (
 from fedknow.server.checks.claims import Claims
 from fedknow.server.checks.replies import Inspector
 from fedknow.server.grids.fences import Fences
-from fedknow.server.run.secure import read_keys, read_texts
+from fedknow.server.run.secure_waves import read_keys, read_texts
 
 CONFIG = read_config({}).to_toml()
 KNOWN = Arrays(w=np.zeros((3, 2), np.float32), b=np.zeros(2, np.float32))
@@ -181,7 +181,7 @@ def read_secure(draw: random.Random) -> str:
         message = secure_request(rounds.SHARES, request, draw)
         _, state = node.handle(message, state)
     request[rounds.SURVIVORS] = [2, 3, 4]
-    request[rounds.SEALED] = [draw.randbytes(92) for _ in range(3)]
+    request[rounds.SEALED] = [draw.randbytes(148) for _ in range(3)]
     for _ in range(draw.randrange(3)):
         request[draw.choice(list(request))] = setting(draw)
     kind = draw.choice((rounds.SHARES, rounds.UNMASK, TRAIN))
