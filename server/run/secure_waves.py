@@ -270,7 +270,8 @@ def require(count: int, minimum: int, clients: int, deed: str) -> None:
     if count < minimum:
         raise TooFew(
             f"secure aggregation: {count} of {clients} clients {deed}, and {minimum} are "
-            "needed; lower privacy.threshold, or have more clients in a round"
+            "needed; where failures name a client whose shares do not open, eject it; else lower "
+            "privacy.threshold, or have more clients in a round"
         )
 
 

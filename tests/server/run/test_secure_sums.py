@@ -312,6 +312,36 @@ def test_a_wrong_share_of_a_mask_is_found(place, words):
         wire.end()
 
 
+def test_a_dealer_of_junk_ends_the_run_and_is_named():
+    """Each client that was dealt junk says whose it is: the operator knows whom to eject."""
+    wire = Wire([part(4, 5, seed) for seed in range(5)], 5)
+
+    def spoil(reply):
+        if reply.kind != SHARES or reply.node != node_of(0):
+            return reply
+        count = len(reply.content[SECURE]["sealed"])
+        record = Config({"sealed": [bytes(148)] * count})
+        content = {**reply.content, SECURE: record}
+        return Message(**{**vars(reply), "content": content})
+
+    wire.spoil = spoil
+    with pytest.raises(RunError, match=r"0 of 5 .* name a client .* eject it"):
+        wire.end()
+    assert len(wire.failures) == 5
+    for failure in wire.failures:
+        assert f"the shares of node {node_of(0)} were not" in str(failure)
+    assert not wire.server._gram.any()
+
+
+def test_a_sum_of_one_client_with_samples_is_its_own():
+    """The stated limit: zeros of others hide nobody."""
+    parts = [part(6, 4, 0), part(0, 4, 1), part(0, 4, 2)]
+    wire = Wire(parts, 4)
+    wire.end()
+    x = parts[0][0]
+    np.testing.assert_allclose(wire.server._gram, x.T @ x, atol=1e-6)
+
+
 def test_too_large_sums_name_a_remedy():
     parts = [part(4, 5, seed, scale=2e4) for seed in range(3)]
     wire = Wire(parts, 5)
