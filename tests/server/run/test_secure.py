@@ -207,6 +207,20 @@ def test_bodies_are_summed_and_heads_stay(tmp_path, learner):
     assert names == {MASKED}
 
 
+def test_fedprox_pulls_clients_under_masks_too(tmp_path):
+    """Its pull is part of each client's work, so that the mean alone is needed."""
+    prox = ["strategy=fedprox", "strategy.proximal_mu=0.5"]
+    secure, _, _ = run(tmp_path / "a", configured("privacy.secure=true", *prox))
+    plain, _, _ = run(tmp_path / "b", configured(*prox))
+    free, _, _ = run(tmp_path / "c", configured())
+    for name, array in plain.arrays.items():
+        assert secure.arrays[name] == pytest.approx(array, abs=1e-5)
+    assert any(
+        not np.allclose(free.arrays[name], array, atol=1e-4)
+        for name, array in plain.arrays.items()
+    )
+
+
 # --- a client against its server
 
 
