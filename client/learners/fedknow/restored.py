@@ -207,7 +207,8 @@ class RestoredGradients:
             flat = p.flatten(1).T
             # Some at a time, so that the memory for it does not grow with the tasks.
             parts = [
-                (part @ between).flatten(1) @ flat for part in p.split(TASKS)
+                (part @ between).flatten(1) @ flat
+                for part in torch.split(p, TASKS)
             ]
             gram = _to_numpy(torch.cat(parts))
             # To the last bit, as the dual's solution supposes.
