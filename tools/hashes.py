@@ -51,9 +51,14 @@ def main() -> None:
 def requirements(extras: Sequence[str]) -> list[str]:
     """List what a client needs, with extras, but PyTorch."""
     project = tomllib.loads(PROJECT.read_text("utf-8"))["project"]
-    texts = list(project["dependencies"])
-    for extra in extras:
-        texts += project["optional-dependencies"][extra]
+    texts = set(project["dependencies"])
+    waiting = list(extras)
+    while waiting:
+        for text in project["optional-dependencies"][waiting.pop()]:
+            # An extra may be made of others, and an index does not have this project.
+            inner = re.fullmatch(rf"{project['name']}\[(.+)\]", text)
+            waiting += inner[1].split(",") if inner else []
+            texts |= set() if inner else {text}
     names = {text: re.split(r"[^\w.-]", text)[0] for text in texts}
     return sorted(text for text, name in names.items() if name != LEFT_OUT)
 

@@ -86,9 +86,12 @@ def test_hashes_of_several_kinds_of_machines_stand_together():
     ]
 
 
-def test_what_a_client_needs_has_hashes_of_the_pinned_versions():
-    """``bash .ci/hashes --write`` makes the file."""
-    text = (ROOT / "hashes-client.txt").read_text()
+@pytest.mark.parametrize(
+    ("name", "extras"), [("client", ["secure"]), ("server", ["secure", "sim"])]
+)
+def test_what_is_installed_has_hashes_of_the_pinned_versions(name, extras):
+    """``bash .ci/hashes --write`` makes the files."""
+    text = (ROOT / f"hashes-{name}.txt").read_text()
     pinned = dict(re.findall(r"^([\w.-]+)==(\S+) ", text, re.M))
     versions = {sbom.normalise(name): number for name, number in pinned.items()}
     constraints = re.findall(
@@ -98,7 +101,7 @@ def test_what_a_client_needs_has_hashes_of_the_pinned_versions():
     assert {name: known[name] for name in versions} == versions
     needed = {
         sbom.normalise(Requirement(each).name)
-        for each in hashes.requirements(["secure"])
+        for each in hashes.requirements(extras)
     }
     assert "torch" not in versions
     assert needed <= versions.keys()
