@@ -47,6 +47,10 @@ def assert_as_recorded(name, found):
     for scoring in ("personal", "global"):
         before = np.array(expected["accuracy"][scoring], float)
         now = np.array(found["accuracy"][scoring], float)
+        # Where tasks are staggered there is no global score at all.
+        assert np.array_equal(np.isnan(before), np.isnan(now)), scoring
+        if np.isnan(before).all():
+            continue
         bound = 0.1 if name.startswith(GENERATORS) else 0.02
         assert abs(np.nanmean(before) - np.nanmean(now)) < bound, scoring
 

@@ -184,7 +184,8 @@ def test_factors_of_all_tasks_answer():
         for name, adapter in learner.adapters.items():
             adapter.layer.weight += change[name]
             adapter.b.weight.zero_()
-    torch.testing.assert_close(found, learner.model(x))
+    # Sums of factors in another order: processors round them differently.
+    torch.testing.assert_close(found, learner.model(x), rtol=1e-5, atol=1e-4)
     with pytest.raises(ValueError, match="do not fit"):
         learner.receive_extra(extra | {f"{name}.a": torch.zeros(6, 1)})
     with pytest.raises(ValueError, match="not the model's"):
