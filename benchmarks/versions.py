@@ -36,6 +36,18 @@ CASES: dict[str, dict[str, Any]] = {
             "post_aggregation": "first-epoch",
         },
     },
+    "a, four epochs": {
+        **SMALL,
+        "data": {"name": "_random_pictures:make", "tasks": 3, "clients": 1},
+        "model": "cnn6",
+        "train": {"rounds": 1, "epochs": 4, "batch_size": 40},
+        "learner": {
+            "name": "fedknow",
+            "margin": 0.0,
+            "temperature": 2.0,
+            "post_aggregation": "first-epoch",
+        },
+    },
     "b, MLP": {
         **SMALL,
         "data": {
