@@ -257,7 +257,9 @@ def data_costs(measured: Json) -> str:
             ]
             rows.append([f"`{preset}`", f"`{learner}`", *figures])
         load = case["about"]["load_at_end"]
-        origins.append(f"{preset} {case['seed']}, {load:.1f}")
+        # A run that was ended before its last method noted no load.
+        noted = "not noted" if load is None else f"{load:.1f}"
+        origins.append(f"{preset} {case['seed']}, {noted}")
     origin = case["about"] | {
         "load_at_end": None,
         "note": f"Seeds, loads at the end: {'; '.join(origins)}",
