@@ -75,8 +75,8 @@ def make_optimizer(
 def drop_gradients(optimizer: torch.optim.Optimizer) -> None:
     """Leave an optimizer's parameters without gradients.
 
-    ``zero_grad`` does the same. It also notes each call for PyTorch's profiler, which takes a
-    twentieth of a small network's step.
+    ``zero_grad`` does the same. It also notes each call for PyTorch's profiler, which counts in a
+    small network's step.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
